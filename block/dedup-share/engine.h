@@ -1,0 +1,71 @@
+/*
+ * dedup-share engine: what to do with the blocks of a read
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Policy.  Knows the index and the store's ops; nothing of block driver
+ * states, of Xen or of QAPI.
+ *
+ *   look up the block map -- hit ------------------------.
+ *        |                                               v
+ *       miss: take slots, read the image, fill, seal, record -> give -> check
+ *
+ * Invariants
+ *
+ * - A block is given only from a frame that its layer's map names, or that
+ *   was filled for it in this request.
+ * - A frame is filled from the reader that the caller hands in, never from
+ *   guest memory, and recorded only if no write overlapped (tracker.h).
+ * - The id is checked after the give as well: if the frame was evicted in
+ *   between, the block counts as not given.
+ * - Whatever fails, the block's result says so and the caller reads it.
+ */
+
+#ifndef DEDUP_SHARE_ENGINE_H
+#define DEDUP_SHARE_ENGINE_H
+
+#include "group.h"
+#include "qemu/stats64.h"
+#include "tracker.h"
+
+/* A block of a request.  The caller sets the first three. */
+typedef struct DedupBlock {
+    DedupMap *map;              /* of the layer that owns it; NULL if none */
+    uint64_t number;            /* in the disk, hence in each layer of it */
+    DedupDest dest;
+    DedupResult result;
+    /* the engine's */
+    DedupFrameId id;
+    uint64_t word;
+} DedupBlock;
+
+typedef struct DedupCounters {
+    Stat64 blocks_read;
+    Stat64 hits;
+    Stat64 misses;
+    Stat64 results[DEDUP_RESULT__MAX];
+    Stat64 bytes_filled;
+    Stat64 bytes_passed;
+} DedupCounters;
+
+typedef struct DedupRead {
+    DedupGroup *group;
+    DedupTracker *tracker;
+    DedupRange *fill;           /* begun; covers all the blocks */
+    DedupCounters *counters;
+    /* Read @n blocks from block @first on into @buf; 0 or -errno. */
+    int coroutine_fn (*read)(void *opaque, uint64_t first, unsigned n,
+                             void *buf);
+    void *(*alloc)(void *opaque, size_t size);  /* a buffer; qemu_vfree() */
+    void *opaque;
+} DedupRead;
+
+/*
+ * Give as many of the @n blocks as can be given, in ascending order of their
+ * numbers; @n is at most DEDUP_BATCH.  Sets every result but those that are
+ * not DEDUP_GIVEN on entry, which are left alone.
+ */
+void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
+                                    unsigned n);
+
+#endif /* DEDUP_SHARE_ENGINE_H */

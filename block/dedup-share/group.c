@@ -1,0 +1,187 @@
+/*
+ * dedup-share: this process's membership in a group
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/main-loop.h"
+#include "group.h"
+#include "trace.h"
+
+/* Both only change in the main loop. */
+static QLIST_HEAD(, DedupGroup) groups = QLIST_HEAD_INITIALIZER(groups);
+static const DedupStoreOps *store_ops[DEDUP_SHARE_STORE__MAX];
+
+void dedup_store_register(const DedupStoreOps *ops)
+{
+    store_ops[ops->kind] = ops;
+}
+
+const DedupStoreOps *dedup_store_find(DedupShareStore kind)
+{
+    return store_ops[kind];
+}
+
+/* A slot is a 32-bit number, and slot + 1 must be one too. */
+#define MAX_FRAMES (UINT32_MAX - 1)
+
+bool dedup_group_check(const DedupGroupConfig *config, Error **errp)
+{
+    uint64_t host = store_ops[config->store]->host_frames();
+
+    if (!dedup_group_name_ok(config->name, errp)) {
+        return false;
+    }
+    if (config->root[0] != '/') {
+        error_setg(errp, "index-dir: '%s' is not an absolute path; name a "
+                   "directory below /run", config->root);
+        return false;
+    }
+    if (!config->has_size) {
+        return true;
+    }
+    if (!config->size || config->size % DEDUP_BLOCK_SIZE) {
+        error_setg(errp, "store-size: %" PRIu64 " is not a multiple of %d "
+                   "greater than 0", config->size, DEDUP_BLOCK_SIZE);
+        return false;
+    }
+    if (config->size / DEDUP_BLOCK_SIZE > MIN(host, MAX_FRAMES)) {
+        error_setg(errp, "store-size: %" PRIu64 " is more than the host's %"
+                   PRIu64 " bytes of memory; choose less, an eighth is the "
+                   "default", config->size,
+                   MIN(host, MAX_FRAMES) * DEDUP_BLOCK_SIZE);
+        return false;
+    }
+    return true;
+}
+
+static void reap_store(const DedupStoreId *id)
+{
+    if (id->kind < DEDUP_SHARE_STORE__MAX && store_ops[id->kind]) {
+        store_ops[id->kind]->reap(id);
+    }
+}
+
+/* The first of a group: make the store, then the index that leads to it. */
+static bool group_create(DedupGroup *g, const DedupGroupConfig *config,
+                         Error **errp)
+{
+    uint32_t nframes = config->has_size ? config->size / DEDUP_BLOCK_SIZE
+                     : MIN(MAX(g->ops->host_frames() / 8, 1), MAX_FRAMES);
+    DedupStoreId id = { .kind = config->store };
+
+    g->store = g->ops->open(g->name, nframes, true, &id, errp);
+    if (!g->store) {
+        return false;
+    }
+    if (!dedup_index_map(&g->index, g->dir.fd, g->dir.path, true, nframes,
+                         &id, errp)) {
+        g->ops->close(g->store, true);
+        return false;
+    }
+    return true;
+}
+
+static bool group_attach(DedupGroup *g, const DedupGroupConfig *config,
+                         Error **errp)
+{
+    DedupStoreId id;
+
+    if (!dedup_index_map(&g->index, g->dir.fd, g->dir.path, false,
+                         config->has_size ? config->size / DEDUP_BLOCK_SIZE
+                                          : 0, NULL, errp)) {
+        return false;
+    }
+    id = g->index.hdr->store;
+    if (id.kind != config->store) {
+        error_setg(errp, "store: the group '%s' has a store of another kind; "
+                   "choose another group", g->name);
+    } else {
+        g->store = g->ops->open(g->name, g->index.nframes, false, &id, errp);
+    }
+    if (!g->store) {
+        dedup_index_unmap(&g->index);
+    }
+    return g->store;
+}
+
+static DedupGroup *group_join(const DedupGroupConfig *config, Error **errp)
+{
+    DedupGroup *g = g_new0(DedupGroup, 1);
+    bool alone;
+
+    g->ops = store_ops[config->store];
+    g->refcnt = 1;
+    g->name = g_strdup(config->name);
+    g->root = g_strdup(config->root);
+    if (!dedup_dir_join(&g->dir, g->root, g->name, reap_store, &alone,
+                        errp)) {
+        goto fail;
+    }
+    if (!(alone ? group_create(g, config, errp)
+                : group_attach(g, config, errp))) {
+        if (alone) {
+            dedup_dir_remove(&g->dir);
+        }
+        dedup_dir_close(&g->dir);
+        goto fail;
+    }
+    dedup_dir_joined(&g->dir);
+    trace_dedup_index_open(g->dir.path, alone, g->index.nframes);
+    dedup_dir_sweep(g->root, g->name, reap_store);
+    QLIST_INSERT_HEAD(&groups, g, next);
+    return g;
+
+fail:
+    g_free(g->name);
+    g_free(g->root);
+    g_free(g);
+    return NULL;
+}
+
+DedupGroup *dedup_group_get(const DedupGroupConfig *config, Error **errp)
+{
+    DedupGroup *g;
+
+    GLOBAL_STATE_CODE();
+    QLIST_FOREACH(g, &groups, next) {
+        if (strcmp(g->name, config->name) || strcmp(g->root, config->root)) {
+            continue;
+        }
+        if (config->has_size &&
+            config->size / DEDUP_BLOCK_SIZE != g->index.nframes) {
+            error_setg(errp, "store-size: another node of this QEMU opened "
+                       "group '%s' with %" PRIu64 " bytes; say the same, or "
+                       "leave store-size out", g->name,
+                       (uint64_t)g->index.nframes * DEDUP_BLOCK_SIZE);
+            return NULL;
+        }
+        g->refcnt++;
+        return g;
+    }
+    return group_join(config, errp);
+}
+
+void dedup_group_put(DedupGroup *g)
+{
+    bool last;
+
+    GLOBAL_STATE_CODE();
+    if (--g->refcnt) {
+        return;
+    }
+    QLIST_REMOVE(g, next);
+    last = dedup_dir_leave(&g->dir);
+    trace_dedup_index_close(g->dir.path, last);
+    g->ops->close(g->store, last);
+    dedup_index_unmap(&g->index);
+    if (last) {
+        dedup_dir_remove(&g->dir);
+    }
+    dedup_dir_close(&g->dir);
+    g_free(g->name);
+    g_free(g->root);
+    g_free(g);
+}

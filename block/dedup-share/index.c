@@ -1,0 +1,470 @@
+/*
+ * dedup-share index: frame table and block maps
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See index.h for the layout and what must hold.
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/atomic.h"
+#include "qemu/crc32c.h"
+#include "qemu/cutils.h"
+#include "index.h"
+
+enum {
+    FRAME_FREE,
+    FRAME_FILLING,
+    FRAME_SEALED,
+    FRAME_RETIRED,
+};
+
+#define REMEDY "; end the QEMUs of that group and remove the directory, " \
+               "or choose another group or index-dir"
+
+static uint64_t frame_tag(uint32_t generation, uint32_t state)
+{
+    return (uint64_t)generation << 32 | state;
+}
+
+static uint32_t tag_generation(uint64_t tag)
+{
+    return tag >> 32;
+}
+
+/* A file of @size zeroes with @header in front, mapped; NULL on error. */
+static void *make_file(int dirfd, const char *name, size_t size,
+                       const void *header, size_t header_size, int *fd)
+{
+    void *base;
+
+    *fd = openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (*fd < 0) {
+        return NULL;
+    }
+    if (ftruncate(*fd, size) < 0 ||
+        pwrite(*fd, header, header_size, 0) != header_size) {
+        goto fail;
+    }
+    base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+    if (base != MAP_FAILED) {
+        return base;
+    }
+fail:
+    unlinkat(dirfd, name, 0);
+    close(*fd);
+    return NULL;
+}
+
+/* Map a file that is there already and has exactly *size bytes, if not 0. */
+static void *map_file(int dirfd, const char *name, size_t *size, int *fd)
+{
+    struct stat st;
+    void *base;
+
+    *fd = openat(dirfd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (*fd < 0) {
+        return NULL;
+    }
+    if (fstat(*fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+        st.st_size < DEDUP_HEADER_SIZE || (*size && *size != st.st_size)) {
+        close(*fd);
+        errno = EINVAL;
+        return NULL;
+    }
+    *size = st.st_size;
+    base = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+    if (base == MAP_FAILED) {
+        close(*fd);
+        return NULL;
+    }
+    return base;
+}
+
+static uint32_t index_crc(const DedupIndexHeader *hdr)
+{
+    return crc32c(~0u, (const uint8_t *)hdr,
+                  offsetof(DedupIndexHeader, crc));
+}
+
+static bool index_make(DedupIndex *index, int dirfd, const char *what,
+                       uint32_t nframes, const DedupStoreId *store,
+                       Error **errp)
+{
+    DedupIndexHeader hdr = {
+        .magic = DEDUP_INDEX_MAGIC,
+        .version = DEDUP_INDEX_VERSION,
+        .nframes = nframes,
+        .frames_offset = DEDUP_HEADER_SIZE,
+        .store = *store,
+    };
+    int fd;
+
+    hdr.size = ROUND_UP(DEDUP_HEADER_SIZE + nframes * sizeof(DedupFrame),
+                        DEDUP_HEADER_SIZE);
+    hdr.crc = index_crc(&hdr);
+    index->hdr = make_file(dirfd, "index.new", hdr.size, &hdr, sizeof(hdr),
+                           &fd);
+    if (!index->hdr) {
+        error_setg_errno(errp, errno, "Could not make the index in '%s'",
+                         what);
+        return false;
+    }
+    close(fd);
+    if (renameat(dirfd, "index.new", dirfd, "index") < 0) {
+        error_setg_errno(errp, errno, "Could not name the index in '%s'",
+                         what);
+        munmap(index->hdr, hdr.size);
+        return false;
+    }
+    return true;
+}
+
+/* Is what was mapped an index of ours?  @size: what was mapped. */
+static bool index_check(const DedupIndexHeader *hdr, size_t size,
+                        const char *what, Error **errp)
+{
+    if (hdr->magic != DEDUP_INDEX_MAGIC) {
+        error_setg(errp, "index-dir: '%s' holds an 'index' that is not "
+                   "dedup-share's" REMEDY, what);
+    } else if (hdr->version != DEDUP_INDEX_VERSION) {
+        error_setg(errp, "index-dir: '%s' was made by another version of "
+                   "dedup-share (format %" PRIu32 ", this QEMU has %d)"
+                   REMEDY, what, hdr->version, DEDUP_INDEX_VERSION);
+    } else if (hdr->crc != index_crc(hdr) || hdr->size != size ||
+               hdr->frames_offset != DEDUP_HEADER_SIZE ||
+               (size - DEDUP_HEADER_SIZE) / sizeof(DedupFrame) <
+               hdr->nframes) {
+        error_setg(errp, "index-dir: '%s' holds a damaged or truncated index"
+                   REMEDY, what);
+    } else {
+        return true;
+    }
+    return false;
+}
+
+static bool index_attach(DedupIndex *index, int dirfd, const char *what,
+                         uint32_t nframes, Error **errp)
+{
+    size_t size = 0;
+    int fd;
+
+    index->hdr = map_file(dirfd, "index", &size, &fd);
+    if (!index->hdr) {
+        if (errno == EINVAL) {
+            error_setg(errp, "index-dir: '%s' holds a damaged or truncated "
+                       "index" REMEDY, what);
+        } else {
+            error_setg_errno(errp, errno, "Could not open the index in '%s'",
+                             what);
+        }
+        return false;
+    }
+    close(fd);
+    if (!index_check(index->hdr, size, what, errp)) {
+        munmap(index->hdr, size);
+        return false;
+    }
+    if (nframes && nframes != index->hdr->nframes) {
+        error_setg(errp, "store-size: the group in '%s' has a store of %"
+                   PRIu64 " bytes; say the same, or leave store-size out",
+                   what, (uint64_t)index->hdr->nframes * DEDUP_BLOCK_SIZE);
+        munmap(index->hdr, size);
+        return false;
+    }
+    return true;
+}
+
+bool dedup_index_map(DedupIndex *index, int dirfd, const char *what,
+                     bool create, uint32_t nframes, const DedupStoreId *store,
+                     Error **errp)
+{
+    bool ok = create ? index_make(index, dirfd, what, nframes, store, errp)
+                     : index_attach(index, dirfd, what, nframes, errp);
+
+    if (ok) {
+        index->frames = (void *)index->hdr + DEDUP_HEADER_SIZE;
+        /* kept here: nobody can make us read beyond the mapping later */
+        index->nframes = index->hdr->nframes;
+    }
+    return ok;
+}
+
+void dedup_index_unmap(DedupIndex *index)
+{
+    munmap(index->hdr,
+           ROUND_UP(DEDUP_HEADER_SIZE + index->nframes * sizeof(DedupFrame),
+                    DEDUP_HEADER_SIZE));
+    memset(index, 0, sizeof(*index));
+}
+
+/*
+ * Pop a slot off the free list, whose head carries a count of pops so that a
+ * slot that was taken and returned meanwhile is noticed.
+ */
+static bool free_list_pop(DedupIndex *index, uint32_t *slot)
+{
+    uint64_t head = qatomic_read(&index->hdr->free_list);
+
+    for (;;) {
+        uint32_t first = head;
+        uint64_t next, seen;
+
+        if (!first || first > index->nframes) {
+            return false;
+        }
+        next = (uint32_t)qatomic_read(&index->frames[first - 1].word);
+        next |= ((head >> 32) + 1) << 32;
+        seen = qatomic_cmpxchg(&index->hdr->free_list, head, next);
+        if (seen == head) {
+            *slot = first - 1;
+            return true;
+        }
+        head = seen;
+    }
+}
+
+static void free_list_push(DedupIndex *index, uint32_t slot)
+{
+    uint64_t head = qatomic_read(&index->hdr->free_list);
+
+    for (;;) {
+        uint64_t seen;
+
+        qatomic_set(&index->frames[slot].word, (uint32_t)head);
+        seen = qatomic_cmpxchg(&index->hdr->free_list, head,
+                               (head & ~(uint64_t)UINT32_MAX) | (slot + 1));
+        if (seen == head) {
+            return;
+        }
+        head = seen;
+    }
+}
+
+static bool fresh_slot(DedupIndex *index, uint32_t *slot)
+{
+    uint32_t next = qatomic_read(&index->hdr->next_slot);
+
+    while (next < index->nframes) {
+        uint32_t seen = qatomic_cmpxchg(&index->hdr->next_slot, next,
+                                        next + 1);
+        if (seen == next) {
+            *slot = next;
+            return true;
+        }
+        next = seen;
+    }
+    return false;
+}
+
+unsigned dedup_index_alloc(DedupIndex *index, uint32_t *slots, unsigned n)
+{
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        DedupFrame *f;
+        uint32_t generation;
+
+        if (!free_list_pop(index, &slots[i]) &&
+            !fresh_slot(index, &slots[i])) {
+            break;
+        }
+        f = &index->frames[slots[i]];
+        generation = tag_generation(qatomic_read(&f->tag));
+        qatomic_set(&f->tag, frame_tag(MAX(generation, 1), FRAME_FILLING));
+    }
+    return i;
+}
+
+DedupFrameId dedup_index_seal(DedupIndex *index, uint32_t slot, uint64_t word)
+{
+    DedupFrame *f = &index->frames[slot];
+    uint32_t generation = tag_generation(qatomic_read(&f->tag));
+
+    qatomic_set(&f->word, word);
+    qatomic_store_release(&f->tag, frame_tag(generation, FRAME_SEALED));
+    qatomic_inc(&index->hdr->nsealed);
+    return (DedupFrameId) { .slot = slot, .generation = generation };
+}
+
+bool dedup_index_get(DedupIndex *index, DedupFrameId id, uint64_t *word)
+{
+    DedupFrame *f;
+    uint64_t want = frame_tag(id.generation, FRAME_SEALED);
+
+    if (!id.generation || id.slot >= index->nframes) {
+        return false;
+    }
+    f = &index->frames[id.slot];
+    if (qatomic_load_acquire(&f->tag) != want) {
+        return false;
+    }
+    *word = qatomic_read(&f->word);
+    smp_rmb();
+    return qatomic_read(&f->tag) == want;
+}
+
+void dedup_index_release(DedupIndex *index, uint32_t slot)
+{
+    DedupFrame *f = &index->frames[slot];
+    uint64_t tag = qatomic_read(&f->tag);
+    uint32_t generation = tag_generation(tag);
+
+    if ((uint32_t)tag == FRAME_SEALED) {
+        qatomic_dec(&index->hdr->nsealed);
+    }
+    if (generation == UINT32_MAX) {
+        qatomic_set(&f->tag, frame_tag(generation, FRAME_RETIRED));
+        return;
+    }
+    qatomic_set(&f->tag, frame_tag(generation + 1, FRAME_FREE));
+    smp_wmb();          /* the tag is gone before the word changes its sense */
+    free_list_push(index, slot);
+}
+
+/* The word of a map that stands for @id. */
+static uint64_t entry_of(DedupFrameId id)
+{
+    return (uint64_t)id.generation << 32 | id.slot;
+}
+
+static uint32_t map_crc(const DedupMapHeader *hdr)
+{
+    uint32_t crc = crc32c(~0u, (const uint8_t *)&hdr->nblocks,
+                          sizeof(hdr->nblocks));
+
+    return crc32c(crc, (const uint8_t *)hdr->key, sizeof(hdr->key));
+}
+
+static bool map_check(const DedupMapHeader *hdr, const char *key,
+                      uint64_t nblocks)
+{
+    return hdr->magic == DEDUP_MAP_MAGIC &&
+           hdr->version == DEDUP_INDEX_VERSION &&
+           hdr->nblocks == nblocks && hdr->crc == map_crc(hdr) &&
+           !strncmp(hdr->key, key, sizeof(hdr->key));
+}
+
+/* A map under a name of its own, renamed unless somebody was faster. */
+static void *map_make(int dirfd, const char *name, size_t size,
+                      const DedupMapHeader *hdr, bool private, int *fd)
+{
+    g_autofree char *tmp = g_strdup_printf("map-new-%d-%s", getpid(),
+                                           hdr->key);
+    void *base;
+
+    unlinkat(dirfd, tmp, 0);    /* of a killed process that had our pid */
+    base = make_file(dirfd, tmp, size, hdr, sizeof(*hdr), fd);
+    if (!base) {
+        return NULL;
+    }
+    if (!private && linkat(dirfd, tmp, dirfd, name, 0) < 0) {
+        int err = errno;
+
+        munmap(base, size);
+        close(*fd);
+        base = NULL;
+        unlinkat(dirfd, tmp, 0);
+        errno = err;
+        return NULL;
+    }
+    unlinkat(dirfd, tmp, 0);
+    return base;
+}
+
+DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
+                         bool private, Error **errp)
+{
+    g_autofree char *name = g_strdup_printf("map-%s", key);
+    DedupMapHeader hdr = {
+        .magic = DEDUP_MAP_MAGIC,
+        .version = DEDUP_INDEX_VERSION,
+        .nblocks = nblocks,
+    };
+    size_t size = ROUND_UP(DEDUP_HEADER_SIZE + nblocks * sizeof(uint64_t),
+                           DEDUP_HEADER_SIZE);
+    void *base = NULL;
+    DedupMap *map;
+    int fd;
+
+    pstrcpy(hdr.key, sizeof(hdr.key), key);
+    hdr.crc = map_crc(&hdr);
+    if (!private) {
+        base = map_file(dirfd, name, &size, &fd);
+    }
+    if (!base && (private || errno == ENOENT)) {
+        base = map_make(dirfd, name, size, &hdr, private, &fd);
+        if (!base && errno == EEXIST) {
+            base = map_file(dirfd, name, &size, &fd);
+        }
+    }
+    if (!base) {
+        error_setg_errno(errp, errno, "Could not open block map '%s'", name);
+        return NULL;
+    }
+    if (!map_check(base, key, nblocks)) {
+        error_setg(errp, "Block map '%s' is damaged", name);
+        munmap(base, size);
+        close(fd);
+        return NULL;
+    }
+    map = g_new0(DedupMap, 1);
+    *map = (DedupMap) {
+        .base = base, .size = size, .fd = fd, .nblocks = nblocks,
+        .entries = base + DEDUP_HEADER_SIZE,
+    };
+    return map;
+}
+
+void dedup_map_close(DedupMap *map)
+{
+    munmap(map->base, map->size);
+    close(map->fd);
+    g_free(map);
+}
+
+DedupFrameId dedup_map_lookup(DedupMap *map, uint64_t block)
+{
+    uint64_t entry;
+
+    if (block >= map->nblocks) {
+        return (DedupFrameId) { 0 };
+    }
+    entry = qatomic_load_acquire(&map->entries[block]);
+    return (DedupFrameId) { .slot = entry, .generation = entry >> 32 };
+}
+
+bool dedup_map_record(DedupMap *map, uint64_t block, DedupFrameId old,
+                      DedupFrameId id)
+{
+    uint64_t was = entry_of(old);
+
+    return block < map->nblocks &&
+           qatomic_cmpxchg(&map->entries[block], was, entry_of(id)) == was;
+}
+
+void dedup_map_forget(DedupMap *map, uint64_t first, uint64_t n)
+{
+    const uint64_t per_page = DEDUP_HEADER_SIZE / sizeof(uint64_t);
+    uint64_t end, hole_first, hole_end;
+
+    if (first >= map->nblocks) {
+        return;
+    }
+    end = first + MIN(n, map->nblocks - first);
+    hole_first = ROUND_UP(first, per_page);
+    hole_end = ROUND_DOWN(end, per_page);
+    if (hole_first < hole_end &&
+        !fallocate(map->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                   DEDUP_HEADER_SIZE + hole_first * sizeof(uint64_t),
+                   (hole_end - hole_first) * sizeof(uint64_t))) {
+        /* whole pages of a large range went at once, and hold no memory */
+        dedup_map_forget(map, first, hole_first - first);
+        first = hole_end;
+    }
+    for (; first < end; first++) {
+        qatomic_set(&map->entries[first], 0);
+    }
+    smp_mb();
+}

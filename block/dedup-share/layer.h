@@ -1,0 +1,31 @@
+/*
+ * dedup-share: what makes two opened image files the same layer
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef DEDUP_SHARE_LAYER_H
+#define DEDUP_SHARE_LAYER_H
+
+/* A SHA-256 in hexadecimal, or a random name of the same form. */
+#define DEDUP_LAYER_KEY_SIZE 65
+
+/*
+ * The key of an image that nobody may write to: two images have the same
+ * key only if they are the same file, with the same content, read in the
+ * same @format.  @path is what this process has opened it by.
+ *
+ * In doubt there is no key: false is returned and *why says what was
+ * doubtful (a static string).
+ *
+ * Content is told by the inode's change time, which nobody but the kernel
+ * sets.  It is as coarse as the kernel's tick, so a file that was changed in
+ * the last second has no key yet: it might change again within the tick.
+ */
+bool dedup_layer_key(const char *path, const char *format,
+                     char key[DEDUP_LAYER_KEY_SIZE], const char **why);
+
+/* A key that nobody else has, for an image that this process writes to. */
+void dedup_layer_private_key(char key[DEDUP_LAYER_KEY_SIZE]);
+
+#endif /* DEDUP_SHARE_LAYER_H */

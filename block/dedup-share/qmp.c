@@ -1,0 +1,94 @@
+/*
+ * dedup-share: QMP commands
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Reads counters, owns none.
+ */
+
+#include "qemu/osdep.h"
+#include "block/block-global-state.h"
+#include "qapi/qapi-commands-dedup-share.h"
+#include "stats.h"
+
+static DedupShareNotGiven *not_given_new(DedupCounters *c)
+{
+    DedupShareNotGiven *n = g_new0(DedupShareNotGiven, 1);
+    uint64_t *fields[DEDUP_RESULT__MAX] = {
+        [DEDUP_UNALIGNED] = &n->unaligned,
+        [DEDUP_NOT_RAM] = &n->not_ram,
+        [DEDUP_REPEATED] = &n->repeated,
+        [DEDUP_NO_LAYER] = &n->no_layer,
+        [DEDUP_UNALLOCATED] = &n->unallocated,
+        [DEDUP_OVERWRITTEN] = &n->overwritten,
+        [DEDUP_STORE_FULL] = &n->store_full,
+        [DEDUP_BUSY] = &n->busy,
+        [DEDUP_MAPPED] = &n->mapped,
+        [DEDUP_CHANGED] = &n->changed,
+        [DEDUP_EVICTED] = &n->evicted,
+        [DEDUP_FAILED] = &n->failed,
+    };
+    int i;
+
+    for (i = DEDUP_GIVEN + 1; i < DEDUP_RESULT__MAX; i++) {
+        *fields[i] = stat64_get(&c->results[i]);
+    }
+    return n;
+}
+
+static DedupShareStoreStats *store_stats_new(DedupGroup *g)
+{
+    DedupShareStoreStats *s = g_new0(DedupShareStoreStats, 1);
+    DedupStoreCounters c;
+
+    g->ops->counters(g->store, &c);
+    *s = (DedupShareStoreStats) {
+        .size = (uint64_t)g->index.nframes * DEDUP_BLOCK_SIZE,
+        .frames = qatomic_read(&g->index.hdr->nsealed),
+        .hypercalls = c.hypercalls,
+        .system_calls = c.system_calls,
+        .given_plain = c.given_plain,
+        .given_replaced = c.given_replaced,
+        .plain_hypercalls = c.plain_hypercalls,
+        .give_system_calls = c.give_system_calls,
+    };
+    return s;
+}
+
+DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
+                                 const char *reason, DedupGroup *group,
+                                 DedupCounters *c)
+{
+    DedupShareStats *s = g_new0(DedupShareStats, 1);
+
+    *s = (DedupShareStats) {
+        .node_name = g_strdup(node),
+        .group = g_strdup(group_name),
+        .store = group ? group->ops->kind : DEDUP_SHARE_STORE_OFF,
+        .reason = g_strdup(reason),
+        .blocks_read = stat64_get(&c->blocks_read),
+        .blocks_hit = stat64_get(&c->hits),
+        .blocks_missed = stat64_get(&c->misses),
+        .blocks_given = stat64_get(&c->results[DEDUP_GIVEN]),
+        .not_given = not_given_new(c),
+        .bytes_filled = stat64_get(&c->bytes_filled),
+        .bytes_passed = stat64_get(&c->bytes_passed),
+        .store_stats = group ? store_stats_new(group) : NULL,
+    };
+    return s;
+}
+
+DedupShareStatsList *qmp_query_dedup_stats(Error **errp)
+{
+    DedupShareStatsList *list = NULL, **tail = &list;
+    BlockDriverState *bs = NULL;
+
+    while ((bs = bdrv_next_all_states(bs))) {
+        DedupShareStats *s = dedup_share_stats(bs);
+
+        if (s) {
+            QAPI_LIST_APPEND(tail, s);
+        }
+    }
+    return list;
+}

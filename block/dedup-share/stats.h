@@ -1,0 +1,21 @@
+/*
+ * dedup-share: from counters to QAPI
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef DEDUP_SHARE_STATS_H
+#define DEDUP_SHARE_STATS_H
+
+#include "engine.h"
+#include "qapi/qapi-types-dedup-share.h"
+
+/* NULL if @bs is no dedup-share node; else the caller frees it. */
+DedupShareStats *dedup_share_stats(BlockDriverState *bs);
+
+/* @group, @reason: of the node; either may be NULL. */
+DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
+                                 const char *reason, DedupGroup *group,
+                                 DedupCounters *c);
+
+#endif /* DEDUP_SHARE_STATS_H */

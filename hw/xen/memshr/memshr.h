@@ -1,0 +1,139 @@
+/*
+ * Xen store of dedup-share: internal interfaces
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Facts about Xen that are used here were measured on Xen 4.17.5 and are
+ * asserted by tests/lab/dom0/xen-facts.c.
+ */
+
+#ifndef HW_XEN_MEMSHR_H
+#define HW_XEN_MEMSHR_H
+
+#include <xenctrl.h>
+#include <xencall.h>
+#include <xenforeignmemory.h>
+
+#include "block/dedup-share.h"
+#include "qemu/thread.h"
+
+/* --- call.c: many memory operations in one system call --------------- */
+
+#define MEMSHR_MAX_CALLS (DEDUP_BATCH + 1)
+
+/*
+ * A list of operations to be made in one multicall, in order.  Not thread
+ * safe.  rc[i] is an operation's result: >= 0, or -errno.
+ */
+typedef struct XenMemshrCalls {
+    xencall_handle *xcall;
+    void *buf;                  /* hypercall-safe memory of all below */
+    multicall_entry_t *entries;
+    xen_mem_sharing_op_t *ops;
+    struct xen_memory_reservation *reservation;
+    xen_pfn_t *extents;
+    unsigned n;
+    long rc[MEMSHR_MAX_CALLS];
+    uint64_t hypercalls;        /* made since init */
+    uint64_t system_calls;
+} XenMemshrCalls;
+
+bool xen_memshr_calls_init(XenMemshrCalls *c, Error **errp);
+void xen_memshr_calls_destroy(XenMemshrCalls *c);
+
+/* Append an operation; they return its number. */
+unsigned xen_memshr_nominate(XenMemshrCalls *c, uint32_t domid, uint64_t gfn);
+unsigned xen_memshr_share(XenMemshrCalls *c, uint32_t source,
+                          uint64_t source_gfn, uint64_t source_handle,
+                          uint32_t client, uint64_t client_gfn,
+                          uint64_t client_handle);
+unsigned xen_memshr_plug(XenMemshrCalls *c, uint32_t source,
+                         uint64_t source_gfn, uint64_t source_handle,
+                         uint32_t client, uint64_t client_gfn);
+/* Result: how many gfns share the page; -EINVAL: it is not shared. */
+unsigned xen_memshr_count(XenMemshrCalls *c, uint32_t domid, uint64_t gfn);
+/* At most once a list.  Result: how many of @n were removed. */
+unsigned xen_memshr_decrease(XenMemshrCalls *c, uint32_t domid,
+                             const uint64_t *gfns, unsigned n);
+
+/* Make them.  If the multicall itself fails, every result is its -errno. */
+void xen_memshr_calls_make(XenMemshrCalls *c);
+
+/* The handle that a nomination returned. */
+uint64_t xen_memshr_handle(XenMemshrCalls *c, unsigned i);
+
+/* --- domain.c: which gfns of this QEMU's guest were ever given --------- */
+
+/*
+ * What is known of a gfn.  Held in memory that all processes serving the
+ * domain map, until the domain is gone.
+ *
+ * Invariants
+ *
+ * - A gfn is marked given before it is first given, and never unmarked: an
+ *   unmarked gfn is not shared.  Sharing onto a gfn that is shared by others
+ *   would bring the host down.
+ * - Between xen_memshr_gfn_begin() and _end() nobody else gives to the gfn,
+ *   in whatever process and group.  Nobody waits for it: the second is
+ *   refused.  A process killed in between leaves the gfn busy for ever,
+ *   which costs only its being shared.
+ */
+typedef enum XenMemshrGfn {
+    XEN_MEMSHR_GFN_BUSY,        /* refused */
+    XEN_MEMSHR_GFN_FRESH,       /* begun; was never given, so is private */
+    XEN_MEMSHR_GFN_GIVEN,       /* begun; may be shared: ask Xen */
+} XenMemshrGfn;
+
+/*
+ * Open the record of domain @domid for this process, if it is not open.
+ * Fails if it cannot be known which gfns are shared.
+ */
+bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp);
+void xen_memshr_domain_close(void);
+
+XenMemshrGfn xen_memshr_gfn_begin(uint64_t gfn);
+void xen_memshr_gfn_end(uint64_t gfn);
+
+/* Was @gfn ever given?  False if no record is open. */
+bool xen_memshr_gfn_given(uint64_t gfn);
+
+/* --- store-domain.c: the domain that owns the frames ------------------- */
+
+#define MEMSHR_GFN_BASE 0x10000ULL  /* the gfn of slot 0 */
+
+typedef struct XenStoreDomain {
+    uint32_t domid;
+    uint32_t nframes;
+    uint64_t spare_handle;      /* of the frame behind the last slot */
+} XenStoreDomain;
+
+static inline uint64_t xen_store_gfn(uint32_t slot)
+{
+    return MEMSHR_GFN_BASE + slot;
+}
+
+/*
+ * Make a store domain for @nframes frames, named after @group in xenstore so
+ * that the toolstack can list it, or attach to the one that @id names.
+ */
+bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
+                             xenforeignmemory_handle *fmem, const char *group,
+                             uint32_t nframes, DedupStoreId *id,
+                             Error **errp);
+bool xen_store_domain_attach(XenStoreDomain *d, xc_interface *xc,
+                             uint32_t nframes, const DedupStoreId *id,
+                             Error **errp);
+/* Destroy it.  Guests that share its frames keep their content. */
+void xen_store_domain_destroy(xc_interface *xc, uint32_t domid);
+/* Destroy the domain that @id names, if there is still that one. */
+void xen_store_domain_reap(xc_interface *xc, const DedupStoreId *id);
+
+/* --- for the map cache: mapcache.c.inc, inside xen-mapcache.c ---------- */
+
+/*
+ * Drop what the map cache holds of @gfn and does not use, so that it can be
+ * nominated.  A mapping in use stays; Xen refuses the nomination then.
+ */
+void xen_memshr_mapcache_forget(uint64_t gfn);
+
+#endif /* HW_XEN_MEMSHR_H */

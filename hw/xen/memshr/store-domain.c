@@ -1,0 +1,146 @@
+/*
+ * Xen store of dedup-share: the domain that owns the frames
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * An HVM domain without a running vCPU, kernel or device model.  Slot n of
+ * the store is its gfn MEMSHR_GFN_BASE + n.  The frame behind the last slot
+ * is the spare one: sealed when the domain is made and never evicted, it can
+ * be plugged into a hole of a guest when no memory is left for anything else.
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/units.h"
+#include "qemu/uuid.h"
+#include "hw/xen/xen_native.h"
+#include "memshr.h"
+#include "trace.h"
+
+/* Page tables of the domain: a page for 512 frames, and the levels above. */
+static uint64_t paging_pool(uint32_t nframes)
+{
+    return ROUND_UP((uint64_t)nframes / 512 * XC_PAGE_SIZE, MiB) + 2 * MiB;
+}
+
+static char *xenstore_path(uint32_t domid)
+{
+    return g_strdup_printf("/local/domain/%" PRIu32, domid);
+}
+
+static void set_name(uint32_t domid, const char *group)
+{
+    g_autofree char *dir = xenstore_path(domid);
+    g_autofree char *path = g_strconcat(dir, "/name", NULL);
+    g_autofree char *name = g_strconcat("dedup-share-", group, NULL);
+    struct xs_handle *xs = xs_open(0);
+
+    if (xs) {
+        xs_write(xs, XBT_NULL, path, name, strlen(name));
+        xs_close(xs);
+    }
+}
+
+void xen_store_domain_destroy(xc_interface *xc, uint32_t domid)
+{
+    g_autofree char *dir = xenstore_path(domid);
+    struct xs_handle *xs = xs_open(0);
+    int rc = xc_domain_destroy(xc, domid);
+
+    trace_xen_memshr_store_destroy(domid, rc);
+    if (xs) {
+        xs_rm(xs, XBT_NULL, dir);
+        xs_close(xs);
+    }
+}
+
+static bool find_domain(xc_interface *xc, const DedupStoreId *id)
+{
+    xc_dominfo_t info;
+
+    return xc_domain_getinfo(xc, id->domid, 1, &info) == 1 &&
+           info.domid == id->domid && !info.dying &&
+           !memcmp(info.handle, id->uuid, sizeof(id->uuid));
+}
+
+void xen_store_domain_reap(xc_interface *xc, const DedupStoreId *id)
+{
+    if (find_domain(xc, id)) {
+        xen_store_domain_destroy(xc, id->domid);
+    }
+}
+
+bool xen_store_domain_attach(XenStoreDomain *d, xc_interface *xc,
+                             uint32_t nframes, const DedupStoreId *id,
+                             Error **errp)
+{
+    if (!find_domain(xc, id)) {
+        error_setg(errp, "store: the store domain %" PRIu32 " of this group "
+                   "was destroyed; end the group's guests to get a new one, "
+                   "or choose another group", id->domid);
+        return false;
+    }
+    *d = (XenStoreDomain) {
+        .domid = id->domid, .nframes = nframes, .spare_handle = id->word,
+    };
+    return true;
+}
+
+/* A bare domain, without memory. */
+static bool make_domain(XenStoreDomain *d, xc_interface *xc, QemuUUID *uuid)
+{
+    struct xen_domctl_createdomain config = {
+        .flags = XEN_DOMCTL_CDF_hvm | XEN_DOMCTL_CDF_hap,
+        .max_vcpus = 1,
+        .max_grant_frames = 1,
+        .grant_opts = XEN_DOMCTL_GRANT_version(1),
+        /* no emulation at all is refused */
+        .arch.emulation_flags = XEN_X86_EMU_LAPIC,
+    };
+
+    memcpy(config.handle, uuid, sizeof(config.handle));
+    d->domid = 0;
+    return !xc_domain_create(xc, &d->domid, &config);
+}
+
+/* Let it hold the frames, and seal the spare one. */
+static bool equip_domain(XenStoreDomain *d, xc_interface *xc)
+{
+    xen_pfn_t spare = xen_store_gfn(d->nframes);
+    uint64_t max_kb = ((uint64_t)d->nframes + 64) * (XC_PAGE_SIZE / KiB);
+
+    return !xc_set_paging_mempool_size(xc, d->domid,
+                                       paging_pool(d->nframes)) &&
+           !xc_memshr_control(xc, d->domid, 1) &&
+           !xc_domain_setmaxmem(xc, d->domid, max_kb) &&
+           !xc_domain_populate_physmap_exact(xc, d->domid, 1, 0, 0, &spare) &&
+           !xc_memshr_nominate_gfn(xc, d->domid, spare, &d->spare_handle);
+}
+
+bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
+                             xenforeignmemory_handle *fmem, const char *group,
+                             uint32_t nframes, DedupStoreId *id, Error **errp)
+{
+    QemuUUID uuid;
+
+    d->nframes = nframes;
+    qemu_uuid_generate(&uuid);
+    if (!make_domain(d, xc, &uuid)) {
+        error_setg_errno(errp, errno, "store: Xen refused to make the store "
+                         "domain");
+        return false;
+    }
+    if (!equip_domain(d, xc)) {
+        error_setg_errno(errp, errno, "store: Xen has no memory for a store "
+                         "of %" PRIu64 " bytes, or cannot share memory; try a "
+                         "smaller store-size",
+                         (uint64_t)nframes * XC_PAGE_SIZE);
+        xen_store_domain_destroy(xc, d->domid);
+        return false;
+    }
+    set_name(d->domid, group);
+    id->domid = d->domid;
+    id->word = d->spare_handle;
+    memcpy(id->uuid, &uuid, sizeof(id->uuid));
+    return true;
+}

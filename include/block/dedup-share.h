@@ -1,0 +1,212 @@
+/*
+ * dedup-share: guests that read the same blocks hold one copy of them
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The seam between the dedup-share filter (block/), the stores that hold
+ * the shared frames (hw/xen/memshr/) and the device models whose reads are
+ * resolved.  docs/devel/dedup-share.rst describes the whole.
+ */
+
+#ifndef BLOCK_DEDUP_SHARE_H
+#define BLOCK_DEDUP_SHARE_H
+
+#include "block/block-common.h"
+#include "qapi/qapi-types-block-core.h"
+#include "qemu/coroutine.h"
+
+/* Bytes of a block, of a frame and of a guest page: x86 has no other. */
+#define DEDUP_BLOCK_SIZE 4096
+#define DEDUP_BLOCK_BITS 12
+
+/* Most blocks that are handed to a store in one call. */
+#define DEDUP_BATCH 64
+
+/*
+ * A frame's content, for ever: a slot of the store and how often the slot
+ * has been used.  Generation 0 is never valid, so a zeroed id names nothing.
+ */
+typedef struct DedupFrameId {
+    uint32_t slot;
+    uint32_t generation;
+} DedupFrameId;
+
+/* A guest page that can be made to be a frame; only its store reads it. */
+typedef struct DedupDest {
+    uint64_t gfn;               /* Xen: the guest's frame number */
+} DedupDest;
+
+/* Why a block was not given.  DEDUP_GIVEN must stay 0. */
+typedef enum DedupResult {
+    DEDUP_GIVEN,
+    DEDUP_UNALIGNED,
+    DEDUP_NOT_RAM,
+    DEDUP_REPEATED,
+    DEDUP_NO_LAYER,
+    DEDUP_UNALLOCATED,
+    DEDUP_OVERWRITTEN,
+    DEDUP_STORE_FULL,
+    DEDUP_BUSY,
+    DEDUP_MAPPED,
+    DEDUP_CHANGED,
+    DEDUP_EVICTED,
+    DEDUP_FAILED,
+    DEDUP_RESULT__MAX,
+} DedupResult;
+
+/* One frame to give; the store sets @result. */
+typedef struct DedupGive {
+    DedupDest dest;
+    uint32_t slot;
+    uint64_t word;              /* what fill() returned for the slot */
+    DedupResult result;
+} DedupGive;
+
+/* What the index remembers about a store, so that another process finds it. */
+typedef struct DedupStoreId {
+    uint32_t kind;              /* DedupShareStore */
+    uint32_t domid;             /* Xen: the store domain */
+    uint8_t uuid[16];           /* Xen: its handle, as domids are reused */
+    uint64_t word;              /* the store's own */
+} DedupStoreId;
+
+/* Counters that a store keeps; see DedupShareStoreStats in the QAPI schema. */
+typedef struct DedupStoreCounters {
+    uint64_t hypercalls;
+    uint64_t system_calls;
+    uint64_t given_plain;
+    uint64_t given_replaced;
+    uint64_t plain_hypercalls;
+    uint64_t give_system_calls;
+} DedupStoreCounters;
+
+typedef struct DedupStore DedupStore;
+
+/*
+ * A kind of store.  One object is open per process and group.
+ *
+ * open, close, reap: main loop, with the group's directory locked against
+ * other processes.  The rest: any thread, no lock held; the store locks what
+ * it must, and never waits for another process.
+ */
+typedef struct DedupStoreOps {
+    DedupShareStore kind;
+
+    /*
+     * Can this QEMU's guest use such a store?  Sets *errp to what is missing
+     * and what would help.  Changes nothing that outlives the process.
+     */
+    bool (*probe)(Error **errp);
+
+    /* Memory of the host, in frames: a store cannot be larger. */
+    uint64_t (*host_frames)(void);
+
+    /*
+     * Open the store of group @group, of at most @nframes frames.  If @create
+     * the store is made and *id filled in; else *id says which it is.
+     * Returns NULL with *errp set on error, and leaves nothing behind then.
+     */
+    DedupStore *(*open)(const char *group, uint32_t nframes, bool create,
+                        DedupStoreId *id, Error **errp);
+
+    /* Close it; if @last, nobody else has it open and it is destroyed. */
+    void (*close)(DedupStore *store, bool last);
+
+    /* Destroy a store that a dead process left, if it is still there. */
+    void (*reap)(const DedupStoreId *id);
+
+    /*
+     * Can @dest be had for the page at @offset of @mr?  True if the page is
+     * the guest's own RAM, whole, and may be replaced.
+     */
+    bool (*resolve)(DedupStore *store, MemoryRegion *mr, uint64_t offset,
+                    DedupDest *dest);
+
+    /*
+     * Make the frames @slots[0..n-1], which hold nothing, with the @n blocks
+     * at @buf, and seal them.  words[i] is what give() wants for slot i.
+     * All or nothing: 0, or -errno and no frame was made.
+     */
+    int (*fill)(DedupStore *store, const uint32_t *slots, unsigned n,
+                const void *buf, uint64_t *words);
+
+    /*
+     * Make each guest page gives[i].dest be the frame gives[i].slot, copy on
+     * write, and set gives[i].result.  Whatever the result, the page can be
+     * read and written by ordinary means afterwards; unless it is
+     * DEDUP_GIVEN its content is undefined.
+     */
+    void (*give)(DedupStore *store, DedupGive *gives, unsigned n);
+
+    /* Drop the frames, which no index entry names any more. */
+    void (*evict)(DedupStore *store, const uint32_t *slots, unsigned n);
+
+    /* This process's counters. */
+    void (*counters)(DedupStore *store, DedupStoreCounters *c);
+} DedupStoreOps;
+
+/* Register a kind of store; called from a constructor (type_init()). */
+void dedup_store_register(const DedupStoreOps *ops);
+
+/* The ops of a kind, or NULL if this program was built or run without it. */
+const DedupStoreOps *dedup_store_find(DedupShareStore kind);
+
+/*
+ * One block of a read request and the guest page it is for.  The caller sets
+ * all but @result.
+ */
+typedef struct DedupPage {
+    int64_t offset;             /* on the disk, a multiple of 4096 */
+    DedupDest dest;
+    DedupResult result;
+} DedupPage;
+
+/*
+ * How a device model has a read resolved:
+ *
+ *   blk_inc_in_flight(blk);
+ *   if (dedup_share_wants(blk)) {
+ *       dedup_share_resolve(blk, ...) for each whole page of the request;
+ *       dedup_share_co_read(blk, pages, ...);
+ *       dedup_share_co_read_rest(blk, ...) for what was not given;
+ *   } else {
+ *       ordinary read;
+ *   }
+ *   complete the request;
+ *   blk_dec_in_flight(blk);
+ *
+ * All of it from one AioContext, that of the request.  The request stays in
+ * flight throughout, so a drained section waits for it as a whole.
+ */
+
+/*
+ * Does a read from @blk want to be offered?  False also while @blk's node is
+ * drained or @blk is throttled, and whenever nothing would come of it.
+ */
+bool dedup_share_wants(BlockBackend *blk);
+
+/*
+ * Find the destination for the page at @offset of @mr.  False if the page
+ * cannot be given.
+ */
+bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,
+                         DedupDest *dest);
+
+/*
+ * Give the guest as many of @pages as can be given, before returning.
+ * Pages whose result is DEDUP_GIVEN on entry are tried; those that are not
+ * so on return are the caller's to read with dedup_share_co_read_rest(), in
+ * full: whatever happens here, nothing fails.  @pages ascend by offset.
+ *
+ * @skipped counts further blocks of the request that were not offered, for
+ * the reason @why.
+ */
+void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
+                                      unsigned n, unsigned skipped,
+                                      DedupResult why);
+
+/* Read like blk_co_pread(), as part of a request that was offered. */
+int coroutine_fn dedup_share_co_read_rest(BlockBackend *blk, int64_t offset,
+                                          int64_t bytes, void *buf);
+
+#endif /* BLOCK_DEDUP_SHARE_H */

@@ -1,0 +1,50 @@
+##
+# @DedupShareStore:
+#
+# Where the frames of a dedup-share group are kept.
+#
+# @auto: the best store that works here: @xen in a Xen HVM guest's
+#     device model, else @off, with a warning.
+#
+# @xen: a Xen domain without vCPUs owns the frames; guest frames are
+#     given by Xen memory sharing.
+#
+# @off: nothing is shared, requests pass through.
+#
+# Since: 10.0
+##
+{ 'enum': 'DedupShareStore',
+  'data': [ 'auto', 'xen', 'off' ],
+  'if': 'CONFIG_DEDUP_SHARE' }
+
+##
+# @BlockdevOptionsDedupShare:
+#
+# Driver specific block device options for the dedup-share filter,
+# which lets guests that read the same blocks hold one copy of them in
+# memory.
+#
+# @group: the trust domain: only guests whose filters name the same
+#     group share frames.  1 to 32 letters, digits, '-', '_' or '.',
+#     beginning with a letter or digit.  (default: "default")
+#
+# @store: where the frames are kept (default: auto)
+#
+# @store-size: the most that the store may hold, in bytes; a multiple
+#     of 4096.  The group's first user decides it; a later one must
+#     say the same or nothing.  (default: an eighth of the host's
+#     memory)
+#
+# @index-dir: directory on a tmpfs that holds a directory for each
+#     group (default: "/run/qemu-dedup-share")
+#
+# Since: 10.0
+##
+{ 'struct': 'BlockdevOptionsDedupShare',
+  'base': 'BlockdevOptionsGenericFormat',
+  'data': { '*group': 'str',
+            '*store': 'DedupShareStore',
+            '*store-size': 'size',
+            '*index-dir': 'str' },
+  'if': 'CONFIG_DEDUP_SHARE' }
+

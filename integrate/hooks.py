@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The places where QEMU's own files call dedup-share.
+
+Each hook is (file, mode, anchor, text).  The anchor is a regular expression
+(MULTILINE) that must match exactly once in the file.  'after' and 'before'
+put the text right behind or in front of the match; 'end' appends it to the
+file and needs no anchor.  A text '@NAME' is read from integrate/NAME.
+"""
+
+IF = "'if': 'CONFIG_DEDUP_SHARE'"
+
+# Directories of the overlay that are laid over the tree, same names.
+OVERLAY = ['block', 'configs', 'docs', 'hw', 'include', 'qapi', 'tests']
+# ... except these, which only make sense in the overlay itself.
+PRIVATE = ['tests/lab', 'tests/check']
+
+BUILD = [
+    ('meson_options.txt', 'end', None,
+     "option('dedup_share', type: 'feature', value: 'auto',\n"
+     "       description: 'dedup-share block filter')\n"),
+    ('scripts/meson-buildoptions.sh', 'after',
+     r'^_meson_option_parse\(\) \{\n  case \$1 in\n',
+     "    --enable-dedup-share) printf \"%s\" -Ddedup_share=enabled ;;\n"
+     "    --disable-dedup-share) printf \"%s\" -Ddedup_share=disabled ;;\n"),
+    ('meson.build', 'after',
+     r"^config_host_data\.set\('CONFIG_REPLICATION',.*\n",
+     "config_host_data.set('CONFIG_DEDUP_SHARE', "
+     "get_option('dedup_share').allowed() and host_os == 'linux')\n"),
+    ('meson.build', 'before', r"^subdir\('qapi'\)\n",
+     "trace_events_subdirs += ['block/dedup-share', 'hw/xen/memshr']\n"),
+    ('block/meson.build', 'before', r"^subdir\('monitor'\)\n",
+     "subdir('dedup-share')\n"),
+    ('hw/xen/meson.build', 'end', None, "subdir('memshr')\n"),
+]
+
+QAPI = [
+    ('qapi/meson.build', 'after', r"^qapi_all_modules = \[\n",
+     "  'dedup-share',\n"),
+    ('qapi/qapi-schema.json', 'after',
+     r"^\{ 'include': 'block-export\.json' \}\n",
+     "{ 'include': 'dedup-share.json' }\n"),
+    ('storage-daemon/qapi/qapi-schema.json', 'after',
+     r"^\{ 'include': '\.\./\.\./qapi/block-export\.json' \}\n",
+     "{ 'include': '../../qapi/dedup-share.json' }\n"),
+    ('qapi/block-core.json', 'after',
+     r"^\{ 'enum': 'BlockdevDriver',\n  'data': \[",
+     " { 'name': 'dedup-share', %s },\n           " % IF),
+    ('qapi/block-core.json', 'after', r"^# @BlockdevDriver:\n(?:#.*\n)*?"
+     r"(?=# @throttle: Since 2\.11\n)",
+     "# @dedup-share: Since 10.0\n#\n"),
+    ('qapi/block-core.json', 'before', r"^##\n# @BlockdevOptions:\n",
+     '@block-core.json.frag'),
+    ('qapi/block-core.json', 'after',
+     r"^\{ 'union': 'BlockdevOptions',\n(?:.*\n)*?  'data': \{\n",
+     "      'dedup-share': { 'type': 'BlockdevOptionsDedupShare',\n"
+     "                       %s },\n" % IF),
+    ('hmp-commands-info.hx', 'end', None, '@hmp-info.hx.frag'),
+]
+
+# A guest's read is offered to the filter before QEMU maps its pages; the
+# map cache leaves the pages of others out of what it maps.
+DATAPATH = [
+    ('system/dma-helpers.c', 'after', r'^#include "system/dma\.h"\n',
+     '#include "block/dedup-share-dma.h"\n'),
+    ('system/dma-helpers.c', 'after',
+     r"^BlockAIOCB \*dma_blk_read\(BlockBackend \*blk,\n(?:.*\n)*?\{\n",
+     "    DEDUP_SHARE_DMA_READ(blk, sg, offset, align, cb, opaque);\n"),
+    ('hw/xen/xen-mapcache.c', 'before', r'^static void xen_remap_bucket\(',
+     '#include "memshr/mapcache.c.inc"\n\n'),
+    ('hw/xen/xen-mapcache.c', 'before',
+     r'^    if \(mc->last_entry != NULL &&\n'
+     r'        mc->last_entry->paddr_index == address_index &&\n'
+     r'        !lock',
+     "    xen_memshr_map_want(mc, phys_addr, size, lock);\n"),
+]
+
+TESTS = [
+    ('tests/unit/meson.build', 'before', r"^test_env = environment\(\)\n",
+     "tests += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
+     "{'test-dedup-index': [testblock],\n"
+     "                  'test-dedup-engine': [testblock]} : {}\n"),
+    ('tests/qtest/meson.build', 'before', r"^qtest_executables = \{\}\n",
+     "qtests_x86_64 += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
+     "['dedup-share-test'] : []\n"),
+]
+
+DOCS = [
+    ('docs/system/index.rst', 'after', r"^   pr-manager\n",
+     "   dedup-share\n"),
+    ('docs/devel/index-internals.rst', 'after', r"^   block-coroutine-wrapper\n",
+     "   dedup-share\n"),
+]
+
+HOOKS = BUILD + QAPI + DATAPATH + TESTS + DOCS
