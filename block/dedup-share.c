@@ -227,6 +227,9 @@ static BlockDriverState * GRAPH_RDLOCK layer_file(BlockDriverState *bs)
         }
         bs = bs->file->bs;
     }
+    while (!strcmp(bs->drv->format_name, "throttle")) {
+        bs = bs->file->bs;
+    }
     return !strcmp(bs->drv->format_name, "file") && !bs->force_share ? bs
                                                                      : NULL;
 }

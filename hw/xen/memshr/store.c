@@ -101,7 +101,8 @@ static bool xen_store_probe(Error **errp)
     xc_interface *xc;
     bool ok;
 
-    if (!xen_enabled()) {
+    /* -blockdev comes before the accelerator: xen_enabled() is yet to be */
+    if (!xen_domid || xen_mode == XEN_EMULATE) {
         error_setg(errp, "store: this QEMU is not the device model of a Xen "
                    "guest; use store=off");
         return false;
