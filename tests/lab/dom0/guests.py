@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""HVM guests of a scenario: their life, their device model, its monitor."""
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from checks import CheckFailed, LostRun
+from disks import SCRATCH, BootDisk
+
+XL_CFG = """\
+type = "hvm"
+name = "{name}"
+memory = {memory}
+maxmem = {memory}
+vcpus = 1
+hap = 1
+tsc_mode = "native"
+nographic = 1
+vnc = 0
+sdl = 0
+vga = "none"
+usb = 0
+vkb_device = 0
+xen_platform_pci = {platform_pci}
+on_crash = "preserve"
+on_reboot = "preserve"
+serial = "{serial}"
+disk = []
+device_model_override = "{wrapper}"
+device_model_args_hvm = [
+{arguments}
+]
+{extra}"""
+
+# The lab's device model is not installed: it needs its libraries and firmware
+# named.  `exec` keeps the process that libxl knows as the device model.
+WRAPPER = """\
+#!/bin/bash
+{environment}
+exec {prefix} {qemu} {firmware} "$@"
+"""
+QEMU = Path("/t/dm/qemu-system-x86_64")
+DEBIAN_QEMU = "/usr/libexec/xen-qemu-system-i386"
+FIRMWARE = "-L /t/dm/share -L /usr/share/qemu -L /usr/share/seabios"
+
+LIST_SUMS = "find . -type f | sort | xargs md5sum"
+
+
+def qemu_command():
+    """The device model: the payload's, or Debian's if there is none."""
+    if QEMU.exists():
+        return {"qemu": QEMU, "firmware": FIRMWARE,
+                "environment": "export LD_LIBRARY_PATH=/t/dm/lib"}
+    return {"qemu": DEBIAN_QEMU, "firmware": "", "environment": ""}
+
+
+class Guest:
+    """What tiny and Linux guests have in common.
+
+    dm_prefix runs the device model under a command, as in
+    ["strace", "-f", "-c", "-o", "/logs/strace"]; cfg is text for the end of
+    xl.cfg; dm_args go to the device model as they are.
+    """
+    memory = 32
+    platform_pci = 0
+    boot_image = None
+    up_timeout = 90
+
+    def __init__(self, lab, name, disks=(), memory=None, dm_prefix=(),
+                 dm_args=(), cfg=""):
+        self.lab = lab
+        self.xen = lab.xen
+        self.name = name
+        self.memory = memory or self.memory
+        self.boot = BootDisk(self.boot_image)
+        self.disks = list(disks)
+        self.dm_prefix, self.dm_args = list(dm_prefix), list(dm_args)
+        self.cfg = cfg
+        self.domid = None
+        self.qmp_path = SCRATCH / f"{name}.qmp"
+        self.serial_path = SCRATCH / f"{name}.serial"
+
+    # to be said by the kinds of guests
+
+    def serial(self):
+        raise NotImplementedError
+
+    def devices(self):
+        """-device arguments, one for each of self.boot and self.disks."""
+        raise NotImplementedError
+
+    def poll_up(self):
+        """Whether the guest is up."""
+        raise NotImplementedError
+
+    def connect(self):
+        """Called once the domain exists."""
+
+    # life
+
+    def arguments(self):
+        args = ["-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
+        for disk in [self.boot, *self.disks]:
+            for made in disk.objects():
+                args += ["-object", made]
+            for node in disk.blockdevs():
+                args += ["-blockdev", node]
+        for device in self.devices():
+            args += ["-device", device]
+        return args + self.dm_args
+
+    def write_config(self):
+        wrapper = SCRATCH / f"{self.name}.dm"
+        wrapper.write_text(WRAPPER.format(prefix=" ".join(self.dm_prefix),
+                                          **qemu_command()))
+        wrapper.chmod(0o755)
+        config = XL_CFG.format(
+            name=self.name, memory=self.memory, serial=self.serial(),
+            platform_pci=self.platform_pci, wrapper=wrapper, extra=self.cfg,
+            arguments=",\n".join(f'    "{a}"' for a in self.arguments()))
+        path = SCRATCH / f"{self.name}.cfg"
+        path.write_text(config)
+        print(f"--- {path}\n{config}---", flush=True)
+        return path
+
+    def create(self):
+        """xl create; returns its exit code and all that was said."""
+        for number, disk in enumerate([self.boot, *self.disks]):
+            disk.prepare(self.name, number)
+        for stale in (self.qmp_path, self.serial_path):
+            stale.unlink(missing_ok=True)
+        done = subprocess.run(["xl", "create", "-e", self.write_config()],
+                              text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, check=False)
+        print(done.stdout, flush=True)
+        if done.returncode == 0:
+            self.domid = self.xen.domid(self.name)
+            self.connect()
+        return done.returncode, done.stdout + self.dm_log()
+
+    def start(self, wait=True):
+        code, text = self.create()
+        if code:
+            raise CheckFailed(f"xl create {self.name} failed:\n{text}")
+        if wait:
+            self.wait_up()
+        return self
+
+    def wait_up(self):
+        end = time.monotonic() + self.up_timeout
+        while not self.poll_up():
+            self.fail_if_dead("did not come up")
+            if time.monotonic() > end:
+                raise LostRun(f"{self.name} did not come up in "
+                              f"{self.up_timeout} s")
+            time.sleep(0.1)
+        self.lab.note(f"{self.name} is up, domain {self.domid}")
+
+    def fail_if_dead(self, what):
+        info = self.info()
+        if info is None or info.crashed or info.shutdown or info.dying:
+            raise CheckFailed(f"{self.name} {what}: {info or 'no domain'}\n"
+                              + self.dm_log())
+
+    def destroy(self):
+        if self.domid is not None:
+            subprocess.run(["xl", "destroy", str(self.domid)], check=False)
+        self.disconnect()
+        self.domid = None
+
+    def disconnect(self):
+        """Called before the guest is forgotten."""
+
+    # what Xen says about it
+
+    def info(self):
+        return self.xen.domain(self.domid)
+
+    def shared(self):
+        """How many of its pages are shared."""
+        return self.info().shared
+
+    def references(self, gfn):
+        return self.xen.references(self.domid, gfn)
+
+    def peek(self, gfn):
+        return self.xen.peek(self.domid, gfn)
+
+    # its device model
+
+    def dm_pid(self):
+        path = f"/local/domain/{self.domid}/image/device-model-pid"
+        return int(self.xen.xenstore(path))
+
+    def dm_log(self):
+        log = Path(f"/var/log/xen/qemu-dm-{self.name}.log")
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def dm_alive(self):
+        try:
+            stat = Path(f"/proc/{self.dm_pid()}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rsplit(")", 1)[1].split()[0] != "Z"
+
+    def kill_dm(self, wait=True):
+        """kill -9 the device model, as a crash of it would."""
+        os.kill(self.dm_pid(), signal.SIGKILL)
+        end = time.monotonic() + 10
+        while wait and self.dm_alive():
+            if time.monotonic() > end:
+                raise CheckFailed(f"device model of {self.name} outlives -9")
+            time.sleep(0.02)
+
+    def qmp(self, command, **arguments):
+        """One QMP command; "_" in argument names stands for "-"."""
+        arguments = {k.replace("_", "-"): v for k, v in arguments.items()}
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30)
+            connection.connect(str(self.qmp_path))
+            stream = connection.makefile("rw")
+            stream.readline()
+            self.qmp_exchange(stream, {"execute": "qmp_capabilities"})
+            return self.qmp_exchange(stream, {"execute": command,
+                                              "arguments": arguments})
+
+    def qmp_exchange(self, stream, message):
+        stream.write(json.dumps(message) + "\n")
+        stream.flush()
+        while True:
+            reply = json.loads(stream.readline())
+            if "return" in reply:
+                return reply["return"]
+            if "error" in reply:
+                raise CheckFailed(f"{self.name}: {message['execute']}: "
+                                  f"{reply['error']['desc']}")
+
+    def hmp(self, line):
+        return self.qmp("human-monitor-command", command_line=line)
+
+    def disk_stats(self, disk):
+        """What a disk's device has asked for.  (Nodes below a device count
+        nothing in QEMU; see Lab.image_bytes() for what is read in the end.)
+        """
+        for entry in self.qmp("query-blockstats"):
+            if entry.get("node-name") == disk.node:
+                return entry["stats"]
+        raise CheckFailed(f"{self.name} has no disk {disk.node}")
+
+
+class LinuxGuest(Guest):
+    """Debian's kernel and busybox; disks on AHCI; a shell on the console."""
+    memory = 160
+    boot_image = "linux-boot.img"
+    up_timeout = 240
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.console = None
+        self.received = b""
+        self.lock = threading.Condition()
+
+    def serial(self):
+        return f"unix:{self.serial_path},server=on,wait=off"
+
+    def devices(self):
+        devices = ["ahci,id=ahci1",
+                   f"ide-hd,bus=ahci1.0,drive={self.boot.node},bootindex=1"]
+        for port, disk in enumerate(self.disks, 1):
+            disk.drive = f"/dev/disk{port}"
+            devices.append(f"ide-hd,bus=ahci1.{port},drive={disk.node}")
+        return devices
+
+    def connect(self):
+        self.console = socket.socket(socket.AF_UNIX)
+        self.console.connect(str(self.serial_path))
+        threading.Thread(target=self.listen, args=(self.console,),
+                         daemon=True).start()
+
+    def disconnect(self):
+        if self.console:
+            self.console.close()
+
+    def listen(self, console):
+        """Keep reading, or the guest would wait for us; and log it all."""
+        with open(self.lab.logs / f"{self.name}-console.log", "wb") as log:
+            while True:
+                try:
+                    data = console.recv(4096)
+                except OSError:
+                    return
+                if not data:
+                    return
+                log.write(data)
+                log.flush()
+                with self.lock:
+                    self.received += data.replace(b"\r", b"")
+                    self.lock.notify_all()
+
+    def poll_up(self):
+        with self.lock:
+            up = b"LAB GUEST UP" in self.received
+            end = self.received.find(b"\n", self.received.rfind(b"LAB GUEST"))
+            if up and end >= 0:
+                self.received = self.received[end + 1:]
+            return up and end >= 0
+
+    def send(self, line):
+        self.console.sendall(line.encode() + b"\n")
+
+    def reply(self, timeout=60):
+        """The reply to what was sent: its lines, and its exit code."""
+        end = time.monotonic() + timeout
+        with self.lock:
+            while True:
+                head, mark, tail = self.received.partition(b"LAB-END ")
+                if mark and b"\n" in tail:
+                    code, self.received = tail.split(b"\n", 1)
+                    return head.decode(errors="replace").splitlines(), int(code)
+                if time.monotonic() > end:
+                    break
+                self.lock.wait(1)
+        self.fail_if_dead("died")
+        raise CheckFailed(f"{self.name} did not answer in {timeout} s; "
+                          f"so far: {self.received[-300:]!r}")
+
+    def cmd(self, line, timeout=60, check=True):
+        """Run a shell line in the guest; returns the lines it wrote."""
+        self.send(line)
+        lines, code = self.reply(timeout)
+        if check and code:
+            raise CheckFailed(f"{self.name}: {line!r} failed with {code}: "
+                              + "\n".join(lines))
+        return lines
+
+    def mount(self, disk, where="/mnt"):
+        self.cmd(f"mkdir -p {where} && "
+                 f"mount -t ext4 -o ro,noload {disk.drive} {where}")
+
+    def digest(self, where="/mnt", timeout=180):
+        """One checksum of all files below a folder, names and contents.
+
+        Compare it with Lab.digest().  (The console carries a thousand bytes
+        a second: too slow for the list itself, which is checksums().)
+        """
+        return self.cmd(f"cd {where}; {LIST_SUMS} | md5sum; cd /",
+                        timeout)[0].split()[0]
+
+    def checksums(self, where="/mnt", timeout=600):
+        """{path: md5} of all files below a folder; slow."""
+        lines = self.cmd(f"cd {where}; {LIST_SUMS}; cd /", timeout)
+        return {path[2:]: md5 for md5, path
+                in (line.split(None, 1) for line in lines)}
+
+    def drop_caches(self):
+        self.cmd("sync; echo 3 > /proc/sys/vm/drop_caches")

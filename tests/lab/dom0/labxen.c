@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What scenarios ask Xen, as a shared object for Python's ctypes.
+ *
+ * Every function returns -errno when it fails.  Nothing here keeps a guest's
+ * page mapped, but for lab_map_rw(): a page that anyone has mapped cannot be
+ * nominated, so a look that lasted would change what it looks at.
+ */
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <xenctrl.h>
+#include <xenforeignmemory.h>
+#include <xenstore.h>
+
+#include "mailbox.h"
+
+#define PAGE 4096
+
+static xc_interface *xc;
+static xenforeignmemory_handle *foreign;
+static struct xs_handle *store;
+
+struct lab_domain {
+    uint32_t domid;
+    uint32_t paused, crashed, dying, shutdown;
+    uint32_t pad;
+    uint64_t pages, shared, max_kib;
+};
+
+static int64_t check(int64_t result)
+{
+    return result < 0 ? -errno : result;
+}
+
+/* Also after a fork: the handles of the parent are not ours to use. */
+int lab_open(void)
+{
+    xc = xc_interface_open(NULL, NULL, 0);
+    foreign = xenforeignmemory_open(NULL, 0);
+    store = xs_open(0);
+    return xc && foreign && store ? 0 : -errno;
+}
+
+int64_t lab_freed(void)
+{
+    return check(xc_sharing_freed_pages(xc));
+}
+
+int64_t lab_used(void)
+{
+    return check(xc_sharing_used_frames(xc));
+}
+
+int64_t lab_free_pages(void)
+{
+    xc_physinfo_t info;
+
+    return xc_physinfo(xc, &info) ? -errno : (int64_t)info.free_pages;
+}
+
+int64_t lab_claimed_pages(void)
+{
+    xc_physinfo_t info;
+
+    return xc_physinfo(xc, &info) ? -errno : (int64_t)info.outstanding_pages;
+}
+
+/* Fill in up to max domains, from domid first on. */
+int lab_domains(uint32_t first, struct lab_domain *out, int max)
+{
+    xc_dominfo_t *info = calloc(max, sizeof(*info));
+    int i, count = check(xc_domain_getinfo(xc, first, max, info));
+
+    for (i = 0; i < count; i++) {
+        out[i] = (struct lab_domain) {
+            .domid = info[i].domid,
+            .paused = info[i].paused,
+            .crashed = info[i].crashed,
+            .dying = info[i].dying,
+            .shutdown = info[i].shutdown,
+            .pages = info[i].nr_pages,
+            .shared = info[i].nr_shared_pages,
+            .max_kib = info[i].max_memkb,
+        };
+    }
+    free(info);
+    return count;
+}
+
+/* 1 + the number of others for a shared gfn; -EINVAL: it is not shared. */
+int lab_references(uint32_t domid, uint64_t gfn)
+{
+    return check(xc_memshr_debug_gfn(xc, domid, gfn));
+}
+
+int lab_set_max_kib(uint32_t domid, uint64_t kib)
+{
+    return check(xc_domain_setmaxmem(xc, domid, kib));
+}
+
+int lab_claim(uint32_t domid, uint64_t pages)
+{
+    return check(xc_domain_claim_pages(xc, domid, pages));
+}
+
+int lab_sharing(uint32_t domid, int enable)
+{
+    return check(xc_memshr_control(xc, domid, enable));
+}
+
+int lab_pause(uint32_t domid, int pause)
+{
+    return check(pause ? xc_domain_pause(xc, domid)
+                       : xc_domain_unpause(xc, domid));
+}
+
+int lab_destroy(uint32_t domid)
+{
+    return check(xc_domain_destroy(xc, domid));
+}
+
+static void *map(uint32_t domid, uint64_t gfn, int count, int prot)
+{
+    xen_pfn_t *gfns = calloc(count, sizeof(*gfns));
+    int *errors = calloc(count, sizeof(*errors));
+    void *pages;
+    int i, error = 0;
+
+    for (i = 0; i < count; i++) {
+        gfns[i] = gfn + i;
+    }
+    pages = xenforeignmemory_map(foreign, domid, prot, count, gfns, errors);
+    for (i = 0; pages && i < count; i++) {
+        error = error ? error : errors[i];
+    }
+    if (pages && error) {
+        xenforeignmemory_unmap(foreign, pages, count);
+        pages = NULL;
+        errno = abs(error);
+    }
+    free(gfns);
+    free(errors);
+    return pages;
+}
+
+/* A lasting read-write mapping (which unshares), for the mailbox. */
+void *lab_map_rw(uint32_t domid, uint64_t gfn, int count)
+{
+    return map(domid, gfn, count, PROT_READ | PROT_WRITE);
+}
+
+int lab_unmap(void *pages, int count)
+{
+    return check(xenforeignmemory_unmap(foreign, pages, count));
+}
+
+/* Copy a page out; the mapping is read-only and does not last. */
+int lab_peek(uint32_t domid, uint64_t gfn, void *out)
+{
+    void *page = map(domid, gfn, 1, PROT_READ);
+
+    if (!page) {
+        return -errno;
+    }
+    memcpy(out, page, PAGE);
+    return lab_unmap(page, 1);
+}
+
+/* As a guest that grants a page would see dom0 do: map RW, write, unmap. */
+int lab_poke(uint32_t domid, uint64_t gfn, uint32_t offset,
+             const void *data, uint32_t count)
+{
+    char *page = map(domid, gfn, 1, PROT_READ | PROT_WRITE);
+
+    if (!page) {
+        return -errno;
+    }
+    memcpy(page + offset, data, count);
+    return lab_unmap(page, 1);
+}
+
+uint64_t lab_hash(const void *page)
+{
+    return page_hash(page);
+}
+
+void lab_fill(uint32_t *page, uint32_t seed)
+{
+    uint32_t i;
+
+    for (i = 0; i < PAGE / 4; i++) {
+        page[i] = fill_word(seed, i);
+    }
+}
+
+/* Copy a xenstore value out; its length, or -errno. */
+int lab_xenstore_read(const char *path, char *out, uint32_t max)
+{
+    unsigned int length;
+    char *value = xs_read(store, XBT_NULL, path, &length);
+
+    if (!value) {
+        return -errno;
+    }
+    length = length < max ? length : max;
+    memcpy(out, value, length);
+    free(value);
+    return length;
+}
+
+int lab_xenstore_write(const char *path, const char *value)
+{
+    return xs_write(store, XBT_NULL, path, value, strlen(value)) ? 0 : -errno;
+}
+
+int lab_xenstore_remove(const char *path)
+{
+    return xs_rm(store, XBT_NULL, path) ? 0 : -errno;
+}
