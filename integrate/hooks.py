@@ -72,6 +72,14 @@ DATAPATH = [
      r'        mc->last_entry->paddr_index == address_index &&\n'
      r'        !lock',
      "    xen_memshr_map_want(mc, phys_addr, size, lock);\n"),
+    ('hw/xen/xen-mapcache.c', 'before',
+     r'^    while \(entry && \(entry->paddr_index != paddr_index \|\| '
+     r'entry->size != size\)\) \{\n        pentry = entry;\n',
+     "    entry = xen_memshr_entry_at(entry, buffer, &pentry);\n"),
+    ('hw/xen/xen-mapcache.c', 'before',
+     r'^    while \(entry && \(entry->paddr_index != paddr_index \|\| '
+     r'entry->size != size\)\) \{\n        entry = entry->next;\n',
+     "    entry = xen_memshr_entry_at(entry, ptr, NULL);\n"),
 ]
 
 TESTS = [

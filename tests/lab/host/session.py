@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A run: boots as they are needed, results as they come, retries said."""
+import fcntl
 import json
 import shutil
 import time
@@ -36,6 +37,12 @@ class Session:
 
     def prepare_logs(self):
         self.logs.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.logs / ".lock", "w")  # held until we end
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise cache.StepFailed(f"another run writes its logs to "
+                                   f"{self.logs}; use --keep-logs") from None
         for old in self.logs.glob("boot-*"):
             shutil.rmtree(old)
 
