@@ -13,12 +13,13 @@
  *
  * Which layers take part
  *
- * - A layer below the first is only read: this node does not share the
- *   permission to write with others, and so nor does any node of the backing
- *   chain.  Block jobs insert filter nodes that lift this; so a layer below
- *   such a node (or any filter) takes no part.
- * - The first layer takes part under a key of its own, known to nobody else,
- *   if it is opened for writing.
+ * - Only one that is not written to.  A layer below the first is only read:
+ *   this node does not share the permission to write with others, and so nor
+ *   does any node of the backing chain.  Block jobs insert filter nodes that
+ *   lift this; so a layer below such a node (or any filter) takes no part.
+ * - The first layer takes part if this node is read-only.  What one guest
+ *   alone can write is read by no other, and its frames would only wait to be
+ *   overwritten; matching it with other guests' by content is to come.
  * - The graph below this node changes only while this node is drained, as a
  *   node is drained with its children.  So the layers are found again at the
  *   end of every drained section, and are constant in between.
@@ -54,13 +55,19 @@ typedef struct DedupShareOptions {
 } DedupShareOptions;
 
 typedef struct DedupLayer {
-    BlockDriverState *bs;       /* to compare with only: no reference */
     DedupMap *map;              /* NULL: takes no part */
-    bool private;
 } DedupLayer;
+
+/* What a reopen will change; then, until it ends, what it has changed. */
+typedef struct DedupShareReopen {
+    DedupShareOptions opts;
+    DedupGroup *group;
+    char *reason;
+} DedupShareReopen;
 
 typedef struct BDRVDedupShareState {
     /* Change only in the main loop while the node is drained. */
+    DedupShareReopen *reopen;   /* from its preparation to its end */
     DedupShareOptions opts;
     DedupGroup *group;          /* NULL: requests pass through */
     char *reason;               /* then, why; NULL if it was asked for */
@@ -210,11 +217,12 @@ static void layers_drop(BDRVDedupShareState *s)
 }
 
 /* The node whose regular file holds the data of @bs, or NULL. */
-static BlockDriverState * GRAPH_RDLOCK layer_file(BlockDriverState *bs)
+static BlockDriverState *GRAPH_RDLOCK layer_file(BlockDriverState *bs)
 {
     bool raw = !strcmp(bs->drv->format_name, "raw");
     BdrvChild *child;
 
+    bdrv_refresh_filename(bs);  /* it sets full_open_options */
     if (raw && (qdict_haskey(bs->full_open_options, "offset") ||
                 qdict_haskey(bs->full_open_options, "size"))) {
         return NULL;            /* a part of the file has no key */
@@ -234,22 +242,21 @@ static BlockDriverState * GRAPH_RDLOCK layer_file(BlockDriverState *bs)
                                                                      : NULL;
 }
 
-/* Find the key of layer @depth, @bs; *why says why it takes no part. */
-static bool GRAPH_RDLOCK layer_key(BlockDriverState *bs, int depth,
-                                   bool writable,
+/* Find the key of the layer @bs; *why says why it takes no part. */
+static bool GRAPH_RDLOCK layer_key(BlockDriverState *bs, bool writable,
                                    char key[DEDUP_LAYER_KEY_SIZE],
                                    const char **why)
 {
     BlockDriverState *file = layer_file(bs);
     const char *format = bs->drv->format_name;
 
+    if (writable) {
+        *why = "it may be written to";
+        return false;
+    }
     if (!file) {
         *why = "its data is not all of a local file, read as raw or qcow2";
         return false;
-    }
-    if (depth == 0 && writable) {
-        dedup_layer_private_key(key);
-        return true;
     }
     if (!strcmp(format, "file")) {
         format = "raw";
@@ -268,12 +275,9 @@ static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p,
                                   DEDUP_BLOCK_SIZE);
     Error *err = NULL;
 
-    *l = (DedupLayer) {
-        .bs = p,
-        .private = s->nlayers == 0 && !bdrv_is_read_only(bs),
-    };
-    if (layer_key(p, s->nlayers, l->private, key, &why)) {
-        l->map = dedup_map_open(dirfd, key, blocks, l->private, &err);
+    *l = (DedupLayer) { 0 };
+    if (layer_key(p, s->nlayers == 0 && !bdrv_is_read_only(bs), key, &why)) {
+        l->map = dedup_map_open(dirfd, key, blocks, &err);
         if (!l->map) {
             warn_reportf_err(err, "dedup-share: layer '%s' takes no part: ",
                              p->filename);
@@ -284,31 +288,14 @@ static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p,
     s->nlayers++;
 }
 
-/*
- * Find the layers of the chain.  A private first layer is kept if it is the
- * same node: its map was kept true by this node's own writes.
- */
 static void GRAPH_RDLOCK layers_find(BlockDriverState *bs)
 {
     BDRVDedupShareState *s = bs->opaque;
     BlockDriverState *p = bs->file ? bs->file->bs : NULL;
-    DedupLayer first = { 0 };
 
-    if (s->nlayers && s->layers[0].private && s->layers[0].bs == p &&
-        !bdrv_is_read_only(bs)) {
-        first = s->layers[0];
-        s->layers[0].map = NULL;
-    }
     layers_drop(s);
     if (!s->group) {
-        if (first.map) {
-            dedup_map_close(first.map);
-        }
         return;
-    }
-    if (first.map) {
-        s->layers[s->nlayers++] = first;
-        p = bdrv_filter_or_cow_bs(p);
     }
     for (; p && !p->drv->is_filter && s->nlayers < MAX_LAYERS;
          p = bdrv_filter_or_cow_bs(p)) {
@@ -330,16 +317,9 @@ static void write_begin(BlockDriverState *bs, DedupRange *w, int64_t offset,
                         int64_t bytes)
 {
     BDRVDedupShareState *s = bs->opaque;
-    DedupLayer *l = &s->layers[0];
 
     trace_dedup_share_write(bs, offset, bytes);
     dedup_write_begin(&s->tracker, w, offset, bytes);
-    if (s->nlayers && l->private && l->map && bytes) {
-        uint64_t first = offset / DEDUP_BLOCK_SIZE;
-        uint64_t last = (offset + bytes - 1) / DEDUP_BLOCK_SIZE;
-
-        dedup_map_forget(l->map, first, last - first + 1);
-    }
 }
 
 static void write_end(BlockDriverState *bs, DedupRange *w)
@@ -544,16 +524,18 @@ find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
                                                     end - offset, &pnum, NULL,
                                                     NULL, &depth);
         unsigned whole = ret < 0 ? 0 : pnum / DEDUP_BLOCK_SIZE;
-        bool data = whole && ret & BDRV_BLOCK_ALLOCATED &&
+        bool data = ret >= 0 && ret & BDRV_BLOCK_ALLOCATED &&
                     !(ret & BDRV_BLOCK_ZERO);
-        DedupLayer *l = data && depth <= s->nlayers ? &s->layers[depth - 1]
-                                                    : NULL;
-
         /* a block that is in two layers is in none */
+        DedupLayer *l = data && whole && depth <= s->nlayers ?
+                        &s->layers[depth - 1] : NULL;
+        DedupResult why = ret < 0 ? DEDUP_FAILED :
+                          data || !whole ? DEDUP_NO_LAYER : DEDUP_UNALLOCATED;
+
         for (whole = MAX(whole, 1); whole && i < n; whole--, i++) {
             blocks[i].map = l ? l->map : NULL;
-            if (!l && !data) {
-                blocks[i].result = ret < 0 ? DEDUP_FAILED : DEDUP_UNALLOCATED;
+            if (!blocks[i].map && blocks[i].result == DEDUP_GIVEN) {
+                blocks[i].result = why;
             }
         }
         offset = (blocks[0].number + i) * DEDUP_BLOCK_SIZE;
@@ -597,9 +579,16 @@ read_batch(BlockDriverState *bs, DedupPage *pages, unsigned n)
     }
 }
 
+void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why)
+{
+    BDRVDedupShareState *s = blk_bs(blk)->opaque;
+
+    stat64_add(&s->counters.blocks_read, n);
+    stat64_add(&s->counters.results[why], n);
+}
+
 void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
-                                      unsigned n, unsigned skipped,
-                                      DedupResult why)
+                                      unsigned n)
 {
     BlockDriverState *bs;
     BDRVDedupShareState *s;
@@ -608,8 +597,7 @@ void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
     GRAPH_RDLOCK_GUARD();
     bs = blk_bs(blk);
     s = bs->opaque;
-    stat64_add(&s->counters.blocks_read, n + skipped);
-    stat64_add(&s->counters.results[why], skipped);
+    stat64_add(&s->counters.blocks_read, n);
     for (i = 0; i < n; i += batch) {
         batch = MIN(n - i, DEDUP_BATCH);
         read_batch(bs, pages + i, batch);
@@ -685,23 +673,12 @@ dedup_share_child_perm(BlockDriverState *bs, BdrvChild *c, BdrvChildRole role,
 
     bdrv_default_perms(bs, c, role, reopen_queue, perm, shared, nperm,
                        nshared);
-    if (s->group) {
+    /* permissions are computed before a reopen is committed */
+    if (s->reopen ? s->reopen->group : s->group) {
         /* what others write we would not see */
         *nshared &= ~(BLK_PERM_WRITE | BLK_PERM_RESIZE);
     }
 }
-
-static void GRAPH_RDLOCK dedup_share_refresh_filename(BlockDriverState *bs)
-{
-    pstrcpy(bs->exact_filename, sizeof(bs->exact_filename),
-            bs->file->bs->filename);
-}
-
-typedef struct DedupShareReopen {
-    DedupShareOptions opts;
-    DedupGroup *group;
-    char *reason;
-} DedupShareReopen;
 
 static bool reopen_check(const DedupShareOptions *old,
                          const DedupShareOptions *new, Error **errp)
@@ -736,12 +713,13 @@ static int dedup_share_reopen_prepare(BDRVReopenState *state,
         options_free(&r->opts);
         return -EINVAL;
     }
-    state->opaque = g_steal_pointer(&r);
+    state->opaque = s->reopen = g_steal_pointer(&r);
     return 0;
 }
 
 static void reopen_end(BDRVReopenState *state)
 {
+    BDRVDedupShareState *s = state->bs->opaque;
     DedupShareReopen *r = state->opaque;
 
     if (r->group) {
@@ -750,7 +728,7 @@ static void reopen_end(BDRVReopenState *state)
     g_free(r->reason);
     options_free(&r->opts);
     g_free(r);
-    state->opaque = NULL;
+    s->reopen = state->opaque = NULL;
 }
 
 static void dedup_share_reopen_commit(BDRVReopenState *state)
@@ -787,6 +765,14 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs)
                            s->group, &s->counters);
 }
 
+/*
+ * An overlay over this node names it as its backing file, with these: without
+ * group and store its guest would share with others when it is opened again.
+ */
+static const char *const dedup_share_strong_runtime_opts[] = {
+    "group", "store", "store-size", "index-dir", NULL
+};
+
 static BlockDriver bdrv_dedup_share = {
     .format_name                = "dedup-share",
     .instance_size              = sizeof(BDRVDedupShareState),
@@ -794,7 +780,7 @@ static BlockDriver bdrv_dedup_share = {
     .bdrv_open                  = dedup_share_open,
     .bdrv_close                 = dedup_share_close,
     .bdrv_child_perm            = dedup_share_child_perm,
-    .bdrv_refresh_filename      = dedup_share_refresh_filename,
+    .strong_runtime_opts        = dedup_share_strong_runtime_opts,
     .bdrv_reopen_prepare        = dedup_share_reopen_prepare,
     .bdrv_reopen_commit         = dedup_share_reopen_commit,
     .bdrv_reopen_abort          = dedup_share_reopen_abort,

@@ -30,7 +30,6 @@ typedef struct DedupDMA {
     uint64_t offset;
     DedupPage *pages;
     unsigned npages;
-    unsigned unaligned;         /* blocks of the request not in @pages */
     bool returned;              /* to the device model, which has the AIOCB */
     bool done;
     int ret;
@@ -101,11 +100,16 @@ static void collect_part(DedupDMA *req, const ScatterGatherEntry *e,
     }
 }
 
+/* How many blocks the request touches, whole or in part. */
+static unsigned count_blocks(const QEMUSGList *sg, uint64_t offset)
+{
+    return DIV_ROUND_UP(offset + sg->size, DEDUP_BLOCK_SIZE) -
+           offset / DEDUP_BLOCK_SIZE;
+}
+
 static void collect(DedupDMA *req)
 {
     uint64_t pos = req->offset;
-    uint64_t blocks = DIV_ROUND_UP(pos + req->sg->size, DEDUP_BLOCK_SIZE) -
-                      pos / DEDUP_BLOCK_SIZE;
     unsigned i;
 
     req->pages = g_new(DedupPage, req->sg->size / DEDUP_BLOCK_SIZE);
@@ -113,7 +117,8 @@ static void collect(DedupDMA *req)
         collect_part(req, &req->sg->sg[i], pos);
         pos += req->sg->sg[i].len;
     }
-    req->unaligned = blocks - req->npages;
+    dedup_share_skip(req->blk, count_blocks(req->sg, req->offset) - req->npages,
+                     DEDUP_UNALIGNED);
 }
 
 /* Copy @bytes for @offset on from @buf to where the list wants them. */
@@ -181,8 +186,7 @@ static void coroutine_fn dma_co_entry(void *opaque)
     uint64_t pos = req->offset;
     unsigned i;
 
-    dedup_share_co_read(req->blk, req->pages, req->npages, req->unaligned,
-                        DEDUP_UNALIGNED);
+    dedup_share_co_read(req->blk, req->pages, req->npages);
     for (i = 0; i < req->npages && req->ret == 0; i++) {
         if (req->pages[i].result == DEDUP_GIVEN) {
             req->ret = read_rest(req, pos, req->pages[i].offset - pos);
@@ -210,8 +214,12 @@ BlockAIOCB *dedup_share_dma_read(BlockBackend *blk, QEMUSGList *sg,
     DedupDMA *req;
 
     blk_inc_in_flight(blk);
-    if (!dedup_share_wants(blk) || sg->size < DEDUP_BLOCK_SIZE ||
-        has_repeated_page(sg)) {
+    if (!dedup_share_wants(blk)) {
+        blk_dec_in_flight(blk);
+        return NULL;
+    }
+    if (has_repeated_page(sg)) {
+        dedup_share_skip(blk, count_blocks(sg, offset), DEDUP_REPEATED);
         blk_dec_in_flight(blk);
         return NULL;
     }

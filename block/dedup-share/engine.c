@@ -71,8 +71,7 @@ static void record(DedupRead *r, DedupBlock **blocks, const uint32_t *slots,
     }
     dedup_fill_unlock(r->tracker);
     if (ndrop) {
-        g->ops->evict(g->store, drop, ndrop);
-        release_slots(g, drop, ndrop);
+        release_slots(g, drop, g->ops->evict(g->store, drop, ndrop));
     }
 }
 
@@ -102,7 +101,9 @@ static void coroutine_fn fill_run(DedupRead *r, DedupBlock **blocks,
     qemu_vfree(buf);
     trace_dedup_engine_fill(first, got, ret);
     if (ret < 0) {
-        release_slots(g, slots, got);
+        if (ret != -ENOTRECOVERABLE) {
+            release_slots(g, slots, got);
+        }
         set_results(blocks, got,
                     ret == -ENOMEM ? DEDUP_STORE_FULL : DEDUP_FAILED);
         return;

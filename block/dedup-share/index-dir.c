@@ -16,7 +16,7 @@
 
 enum { LOCK_DOOR, LOCK_MEMBER };
 
-/* Joining and leaving take milliseconds; a second's wait is a sick host. */
+/* Joining and leaving take milliseconds; ten seconds' wait is a sick host. */
 #define DOOR_TRIES 1000
 #define DOOR_WAIT_US 10000
 

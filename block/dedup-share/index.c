@@ -301,7 +301,7 @@ bool dedup_index_get(DedupIndex *index, DedupFrameId id, uint64_t *word)
         return false;
     }
     *word = qatomic_read(&f->word);
-    smp_rmb();
+    smp_rmb();          /* the tag is read again after what it vouches for */
     return qatomic_read(&f->tag) == want;
 }
 
@@ -348,7 +348,7 @@ static bool map_check(const DedupMapHeader *hdr, const char *key,
 
 /* A map under a name of its own, renamed unless somebody was faster. */
 static void *map_make(int dirfd, const char *name, size_t size,
-                      const DedupMapHeader *hdr, bool private, int *fd)
+                      const DedupMapHeader *hdr, int *fd)
 {
     g_autofree char *tmp = g_strdup_printf("map-new-%d-%s", getpid(),
                                            hdr->key);
@@ -359,7 +359,7 @@ static void *map_make(int dirfd, const char *name, size_t size,
     if (!base) {
         return NULL;
     }
-    if (!private && linkat(dirfd, tmp, dirfd, name, 0) < 0) {
+    if (linkat(dirfd, tmp, dirfd, name, 0) < 0) {
         int err = errno;
 
         munmap(base, size);
@@ -374,7 +374,7 @@ static void *map_make(int dirfd, const char *name, size_t size,
 }
 
 DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
-                         bool private, Error **errp)
+                         Error **errp)
 {
     g_autofree char *name = g_strdup_printf("map-%s", key);
     DedupMapHeader hdr = {
@@ -384,17 +384,15 @@ DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
     };
     size_t size = ROUND_UP(DEDUP_HEADER_SIZE + nblocks * sizeof(uint64_t),
                            DEDUP_HEADER_SIZE);
-    void *base = NULL;
     DedupMap *map;
+    void *base;
     int fd;
 
     pstrcpy(hdr.key, sizeof(hdr.key), key);
     hdr.crc = map_crc(&hdr);
-    if (!private) {
-        base = map_file(dirfd, name, &size, &fd);
-    }
-    if (!base && (private || errno == ENOENT)) {
-        base = map_make(dirfd, name, size, &hdr, private, &fd);
+    base = map_file(dirfd, name, &size, &fd);
+    if (!base && errno == ENOENT) {
+        base = map_make(dirfd, name, size, &hdr, &fd);
         if (!base && errno == EEXIST) {
             base = map_file(dirfd, name, &size, &fd);
         }
@@ -403,15 +401,15 @@ DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
         error_setg_errno(errp, errno, "Could not open block map '%s'", name);
         return NULL;
     }
+    close(fd);
     if (!map_check(base, key, nblocks)) {
         error_setg(errp, "Block map '%s' is damaged", name);
         munmap(base, size);
-        close(fd);
         return NULL;
     }
     map = g_new0(DedupMap, 1);
     *map = (DedupMap) {
-        .base = base, .size = size, .fd = fd, .nblocks = nblocks,
+        .base = base, .size = size, .nblocks = nblocks,
         .entries = base + DEDUP_HEADER_SIZE,
     };
     return map;
@@ -420,7 +418,6 @@ DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
 void dedup_map_close(DedupMap *map)
 {
     munmap(map->base, map->size);
-    close(map->fd);
     g_free(map);
 }
 
@@ -442,29 +439,4 @@ bool dedup_map_record(DedupMap *map, uint64_t block, DedupFrameId old,
 
     return block < map->nblocks &&
            qatomic_cmpxchg(&map->entries[block], was, entry_of(id)) == was;
-}
-
-void dedup_map_forget(DedupMap *map, uint64_t first, uint64_t n)
-{
-    const uint64_t per_page = DEDUP_HEADER_SIZE / sizeof(uint64_t);
-    uint64_t end, hole_first, hole_end;
-
-    if (first >= map->nblocks) {
-        return;
-    }
-    end = first + MIN(n, map->nblocks - first);
-    hole_first = ROUND_UP(first, per_page);
-    hole_end = ROUND_DOWN(end, per_page);
-    if (hole_first < hole_end &&
-        !fallocate(map->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                   DEDUP_HEADER_SIZE + hole_first * sizeof(uint64_t),
-                   (hole_end - hole_first) * sizeof(uint64_t))) {
-        /* whole pages of a large range went at once, and hold no memory */
-        dedup_map_forget(map, first, hole_first - first);
-        first = hole_end;
-    }
-    for (; first < end; first++) {
-        qatomic_set(&map->entries[first], 0);
-    }
-    smp_mb();
 }

@@ -93,7 +93,6 @@ typedef struct DedupIndex {
 typedef struct DedupMap {
     void *base;
     size_t size;
-    int fd;
     uint64_t *entries;
     uint64_t nblocks;
 } DedupMap;
@@ -130,11 +129,10 @@ void dedup_index_release(DedupIndex *index, uint32_t slot);
 
 /*
  * Map the block map of the layer @key, of @nblocks blocks; made if it is not
- * there.  @private: it is only this process's, and vanishes with the
- * mapping.  NULL and *errp set if it cannot be had.
+ * there.  NULL and *errp set if it cannot be had.
  */
 DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
-                         bool private, Error **errp);
+                         Error **errp);
 void dedup_map_close(DedupMap *map);
 
 /* The frame of a block; generation 0 if there is none. */
@@ -146,8 +144,5 @@ DedupFrameId dedup_map_lookup(DedupMap *map, uint64_t block);
  */
 bool dedup_map_record(DedupMap *map, uint64_t block, DedupFrameId old,
                       DedupFrameId id);
-
-/* Forget @n blocks from @first on; those beyond the end are ignored. */
-void dedup_map_forget(DedupMap *map, uint64_t first, uint64_t n);
 
 #endif /* DEDUP_SHARE_INDEX_H */

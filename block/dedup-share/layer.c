@@ -65,12 +65,3 @@ bool dedup_layer_key(const char *path, const char *format,
     }
     return false;
 }
-
-void dedup_layer_private_key(char key[DEDUP_LAYER_KEY_SIZE])
-{
-    unsigned i;
-
-    for (i = 0; i < DEDUP_LAYER_KEY_SIZE - 1; i += 8) {
-        snprintf(key + i, 9, "%08" PRIx32, g_random_int());
-    }
-}

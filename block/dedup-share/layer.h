@@ -7,7 +7,7 @@
 #ifndef DEDUP_SHARE_LAYER_H
 #define DEDUP_SHARE_LAYER_H
 
-/* A SHA-256 in hexadecimal, or a random name of the same form. */
+/* A SHA-256 in hexadecimal. */
 #define DEDUP_LAYER_KEY_SIZE 65
 
 /*
@@ -24,8 +24,5 @@
  */
 bool dedup_layer_key(const char *path, const char *format,
                      char key[DEDUP_LAYER_KEY_SIZE], const char **why);
-
-/* A key that nobody else has, for an image that this process writes to. */
-void dedup_layer_private_key(char key[DEDUP_LAYER_KEY_SIZE]);
 
 #endif /* DEDUP_SHARE_LAYER_H */

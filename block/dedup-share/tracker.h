@@ -41,9 +41,7 @@ void dedup_write_end(DedupTracker *t, DedupRange *w);
 
 /*
  * Call before the owner of the blocks is looked up, and after they were
- * recorded.  dedup_fill_tainted() in between tells whether they may be.
- * Between it and the end of recording a write may still begin; the caller
- * records under dedup_fill_lock(), which holds writes off.
+ * recorded, which is done under dedup_fill_lock(), while no write can begin.
  */
 void dedup_fill_begin(DedupTracker *t, DedupRange *f, int64_t offset,
                       int64_t bytes);

@@ -94,7 +94,8 @@ typedef struct DedupStoreOps {
 
     /*
      * Can this QEMU's guest use such a store?  Sets *errp to what is missing
-     * and what would help.  Changes nothing that outlives the process.
+     * and what would help.  Makes nothing that outlives the process (the Xen
+     * store enables sharing for the guest's domain, which shares nothing yet).
      */
     bool (*probe)(Error **errp);
 
@@ -125,7 +126,8 @@ typedef struct DedupStoreOps {
     /*
      * Make the frames @slots[0..n-1], which hold nothing, with the @n blocks
      * at @buf, and seal them.  words[i] is what give() wants for slot i.
-     * All or nothing: 0, or -errno and no frame was made.
+     * All or nothing: 0, or -errno and no frame was made; -ENOTRECOVERABLE
+     * if that could not be undone, and the slots must stay unused.
      */
     int (*fill)(DedupStore *store, const uint32_t *slots, unsigned n,
                 const void *buf, uint64_t *words);
@@ -138,8 +140,11 @@ typedef struct DedupStoreOps {
      */
     void (*give)(DedupStore *store, DedupGive *gives, unsigned n);
 
-    /* Drop the frames, which no index entry names any more. */
-    void (*evict)(DedupStore *store, const uint32_t *slots, unsigned n);
+    /*
+     * Drop frames, which no index entry names any more.  Returns how many of
+     * them, from the first on, are gone; the others' slots must stay unused.
+     */
+    unsigned (*evict)(DedupStore *store, const uint32_t *slots, unsigned n);
 
     /* This process's counters. */
     void (*counters)(DedupStore *store, DedupStoreCounters *c);
@@ -192,18 +197,17 @@ bool dedup_share_wants(BlockBackend *blk);
 bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,
                          DedupDest *dest);
 
+/* Count @n blocks of a read that are not offered, for the reason @why. */
+void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why);
+
 /*
  * Give the guest as many of @pages as can be given, before returning.
  * Pages whose result is DEDUP_GIVEN on entry are tried; those that are not
  * so on return are the caller's to read with dedup_share_co_read_rest(), in
  * full: whatever happens here, nothing fails.  @pages ascend by offset.
- *
- * @skipped counts further blocks of the request that were not offered, for
- * the reason @why.
  */
 void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
-                                      unsigned n, unsigned skipped,
-                                      DedupResult why);
+                                      unsigned n);
 
 /* Read like blk_co_pread(), as part of a request that was offered. */
 int coroutine_fn dedup_share_co_read_rest(BlockBackend *blk, int64_t offset,

@@ -205,17 +205,17 @@ static void test_map(void)
 {
     Fixture f;
     DedupFrameId a = { 0, 1 }, b = { 5, 9 };
-    DedupMap *map, *other, *private;
+    DedupMap *map, *other, *another;
 
     setup(&f, 1);
-    map = dedup_map_open(f.dirfd, "k1", 5000, false, &error_abort);
-    other = dedup_map_open(f.dirfd, "k1", 5000, false, &error_abort);
-    private = dedup_map_open(f.dirfd, "k1", 5000, true, &error_abort);
+    map = dedup_map_open(f.dirfd, "k1", 5000, &error_abort);
+    other = dedup_map_open(f.dirfd, "k1", 5000, &error_abort);
+    another = dedup_map_open(f.dirfd, "k2", 5000, &error_abort);
 
     assert_entry(map, 7, none);
     g_assert_true(dedup_map_record(map, 7, none, a));
     assert_entry(other, 7, a);                  /* slot 0 is not "none" */
-    assert_entry(private, 7, none);
+    assert_entry(another, 7, none);
     g_assert_false(dedup_map_record(other, 7, none, b));
     assert_entry(map, 7, a);
     g_assert_true(dedup_map_record(other, 7, a, b));
@@ -227,39 +227,7 @@ static void test_map(void)
     g_assert_false(dedup_map_record(map, UINT64_MAX, none, a));
     dedup_map_close(map);
     dedup_map_close(other);
-    dedup_map_close(private);
-    teardown(&f);
-}
-
-/* Forgetting takes exactly the range, small, large and beyond the end. */
-static void test_map_forget(void)
-{
-    static const struct { uint64_t first, n; } ranges[] = {
-        { 0, 1 }, { 7, 3 }, { 511, 2 }, { 512, 512 }, { 100, 2000 },
-        { 4999, 1 }, { 4000, UINT64_MAX }, { 5000, 9 }, { 600, 0 },
-        { 0, UINT64_MAX },
-    };
-    const uint64_t nblocks = 5000;
-    DedupFrameId a = { 3, 4 };
-    Fixture f;
-    DedupMap *map;
-    uint64_t i;
-    int r;
-
-    setup(&f, 1);
-    map = dedup_map_open(f.dirfd, "k", nblocks, false, &error_abort);
-    for (r = 0; r < ARRAY_SIZE(ranges); r++) {
-        for (i = 0; i < nblocks; i++) {
-            dedup_map_record(map, i, dedup_map_lookup(map, i), a);
-        }
-        dedup_map_forget(map, ranges[r].first, ranges[r].n);
-        for (i = 0; i < nblocks; i++) {
-            bool in = i >= ranges[r].first && i - ranges[r].first < ranges[r].n;
-
-            assert_entry(map, i, in ? none : a);
-        }
-    }
-    dedup_map_close(map);
+    dedup_map_close(another);
     teardown(&f);
 }
 
@@ -271,17 +239,17 @@ static void test_map_damaged(void)
     g_autofree char *path = NULL;
 
     setup(&f, 1);
-    map = dedup_map_open(f.dirfd, "k", 100, false, &error_abort);
+    map = dedup_map_open(f.dirfd, "k", 100, &error_abort);
     /* another length: not the layer's */
-    g_assert_null(dedup_map_open(f.dirfd, "k", 100000, false, &err));
+    g_assert_null(dedup_map_open(f.dirfd, "k", 100000, &err));
     error_free_or_abort(&err);
     ((DedupMapHeader *)map->base)->nblocks++;
     dedup_map_close(map);
-    g_assert_null(dedup_map_open(f.dirfd, "k", 100, false, &err));
+    g_assert_null(dedup_map_open(f.dirfd, "k", 100, &err));
     error_free_or_abort(&err);
     path = sub("map-k");
     g_assert_cmpint(truncate(path, 10), ==, 0);
-    g_assert_null(dedup_map_open(f.dirfd, "k", 100, false, &err));
+    g_assert_null(dedup_map_open(f.dirfd, "k", 100, &err));
     error_free_or_abort(&err);
     teardown(&f);
 }
@@ -349,7 +317,7 @@ static void killed_member(void)
 
     if (!pid) {
         join_first(&dir, &index);
-        dedup_map_open(dir.fd, "k", 10, false, &error_abort);
+        dedup_map_open(dir.fd, "k", 10, &error_abort);
         kill(getpid(), SIGKILL);
     }
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
@@ -586,9 +554,6 @@ static void test_layer_keys(void)
     g_assert_false(dedup_layer_key(root, "raw", other, &why));
     g_assert_false(dedup_layer_key("/no/such/file", "raw", other, &why));
 
-    dedup_layer_private_key(key);
-    dedup_layer_private_key(other);
-    g_assert_cmpstr(key, !=, other);
     g_assert_cmpint(strlen(key), ==, DEDUP_LAYER_KEY_SIZE - 1);
     drop_root();
 }
@@ -601,7 +566,6 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/index/generation-wrap", test_generation_wrap);
     g_test_add_func("/dedup/index/frame-processes", test_frame_processes);
     g_test_add_func("/dedup/index/map", test_map);
-    g_test_add_func("/dedup/index/map-forget", test_map_forget);
     g_test_add_func("/dedup/index/map-damaged", test_map_damaged);
     g_test_add_func("/dedup/dir/first-and-last", test_dir_first_and_last);
     g_test_add_func("/dedup/dir/killed", test_dir_killed);

@@ -62,17 +62,20 @@ void xen_memshr_gfn_end(uint64_t gfn)
 
 bool xen_memshr_gfn_given(uint64_t gfn)
 {
-    unsigned shift;
+    uint64_t *words = qatomic_read(&record.words);
 
-    if (!qatomic_read(&record.words) || gfn >= MAX_GFNS) {
+    if (!words || gfn >= MAX_GFNS) {
         return false;
     }
-    return qatomic_read(gfn_word(gfn, &shift)) >> shift & GIVEN;
+    return qatomic_read(&words[gfn / 32]) >> (gfn % 32 * 2) & GIVEN;
 }
 
-static bool get_info(xc_interface *xc, uint32_t domid, xc_dominfo_t *info)
+/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
+static int get_info(xc_interface *xc, uint32_t domid, xc_dominfo_t *info)
 {
-    return xc_domain_getinfo(xc, domid, 1, info) == 1 && info->domid == domid;
+    int n = xc_domain_getinfo(xc, domid, 1, info);
+
+    return n == 1 ? info->domid == domid : n;
 }
 
 /* A domid is reused in time, and a UUID by the toolstack; not both at once. */
@@ -95,14 +98,16 @@ static void sweep(xc_interface *xc, int dirfd)
     while (d && (name = g_dir_read_name(d))) {
         g_autofree char *current = NULL;
         xc_dominfo_t info;
+        int found;
 
         if (!g_ascii_isdigit(name[0])) {
             continue;
         }
-        if (get_info(xc, atoi(name), &info)) {
+        found = get_info(xc, atoi(name), &info);
+        if (found == 1) {
             current = record_name(&info);
         }
-        if (g_strcmp0(current, name)) {
+        if (found >= 0 && g_strcmp0(current, name)) {
             unlinkat(dirfd, name, 0);
         }
     }
@@ -124,14 +129,21 @@ static uint64_t *map_record(int dirfd, const xc_dominfo_t *info,
         return NULL;
     }
     if (fd < 0 && errno == ENOENT) {
-        fd = openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        if (fd >= 0 && ftruncate(fd, RECORD_SIZE) < 0) {
-            unlinkat(dirfd, name, 0);
+        /* it gets its name when it is complete */
+        fd = openat(dirfd, "new", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC |
+                    O_NOFOLLOW, 0600);
+        if (fd >= 0 && (ftruncate(fd, RECORD_SIZE) < 0 ||
+                        renameat(dirfd, "new", dirfd, name) < 0)) {
+            close(fd);
+            fd = -1;
         }
     }
-    if (fd >= 0 && !fstat(fd, &st) && st.st_size == RECORD_SIZE) {
-        words = mmap(NULL, RECORD_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
-                     fd, 0);
+    if (fd >= 0 && !fstat(fd, &st)) {
+        errno = EINVAL;
+        if (st.st_size == RECORD_SIZE) {
+            words = mmap(NULL, RECORD_SIZE, PROT_READ | PROT_WRITE,
+                         MAP_SHARED, fd, 0);
+        }
     }
     if (words == MAP_FAILED) {
         error_setg_errno(errp, errno, "store: could not open '%s/%s'",
@@ -159,7 +171,7 @@ bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp)
         return false;
     }
     sweep(xc, dir.fd);
-    if (!get_info(xc, domid, &info)) {
+    if (get_info(xc, domid, &info) != 1) {
         error_setg(errp, "store: there is no domain %" PRIu32, domid);
     } else {
         words = map_record(dir.fd, &info, errp);

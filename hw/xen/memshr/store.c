@@ -274,42 +274,50 @@ static int seal_frames(DedupStore *s, const xen_pfn_t *gfns, unsigned n,
     return ret;
 }
 
+/* Returns how many of the frames, from the first on, are gone. */
+static unsigned remove_frames(DedupStore *s, xen_pfn_t *gfns, unsigned n)
+{
+    int rc = xc_domain_decrease_reservation(s->xc, s->domain.domid, n, 0,
+                                            gfns);
+
+    count_calls(s, 1, 1);
+    return MAX(rc, 0);
+}
+
 static int xen_store_fill(DedupStore *s, const uint32_t *slots, unsigned n,
                           const void *buf, uint64_t *words)
 {
     xen_pfn_t gfns[DEDUP_BATCH];
-    int ret;
+    int made, ret;
 
     QEMU_LOCK_GUARD(&s->lock);
     slots_to_gfns(slots, n, gfns);
     count_calls(s, 1, 1);
-    if (xc_domain_populate_physmap_exact(s->xc, s->domain.domid, n, 0, 0,
-                                         gfns)) {
+    made = xc_domain_populate_physmap(s->xc, s->domain.domid, n, 0, 0, gfns);
+    if (made < (int)n) {
         ret = -ENOMEM;
     } else {
         ret = write_frames(s, gfns, n, buf);
         ret = ret ?: seal_frames(s, gfns, n, words);
     }
-    if (ret) {
-        /* what was populated of them goes again; the rest are holes */
-        count_calls(s, 1, 1);
-        xc_domain_decrease_reservation(s->xc, s->domain.domid, n, 0, gfns);
+    if (ret && made > 0 && remove_frames(s, gfns, made) != made) {
+        ret = -ENOTRECOVERABLE;
     }
     trace_xen_memshr_fill(n, ret ? 0 : n);
     return ret;
 }
 
-static void xen_store_evict(DedupStore *s, const uint32_t *slots, unsigned n)
+static unsigned xen_store_evict(DedupStore *s, const uint32_t *slots,
+                                unsigned n)
 {
     xen_pfn_t gfns[DEDUP_BATCH];
 
     QEMU_LOCK_GUARD(&s->lock);
     slots_to_gfns(slots, n, gfns);
-    count_calls(s, 1, 1);
-    xc_domain_decrease_reservation(s->xc, s->domain.domid, n, 0, gfns);
+    return remove_frames(s, gfns, n);
 }
 
-/* --- giving ---------------------------------------------------------------- */
+/* --- giving ------------------------------------------------------------- */
 
 static DedupResult result_of(long rc)
 {
@@ -412,8 +420,8 @@ static void give_replace(DedupStore *s, DedupGive **gives, unsigned n)
 
         finish(gives[i], "plug", rc);
         s->counters.given_replaced += rc == 0;
-        /* C_HANDLE_INVALID: it was not taken out, so it is no hole */
-        if (rc && rc != XENMEM_SHARING_OP_C_HANDLE_INVALID) {
+        /* those that were taken out are the first rc[0] */
+        if (rc && (long)i < c->rc[0]) {
             fill_hole(s, gfns[i]);
         }
     }
@@ -449,10 +457,11 @@ static void give_begun(DedupStore *s, DedupGive **fresh, unsigned nfresh,
     unsigned nprivate = 0, nshared = 0;
     uint64_t before = s->calls.hypercalls;
 
-    give_plain(s, fresh, nfresh);
-    s->counters.plain_hypercalls += s->calls.hypercalls - before;
     ask(s, given, ngiven, private, &nprivate, shared, &nshared);
+    before += ngiven - nprivate;        /* what asking for the others took */
+    give_plain(s, fresh, nfresh);
     give_plain(s, private, nprivate);
+    s->counters.plain_hypercalls += s->calls.hypercalls - before;
     give_replace(s, shared, nshared);
 }
 
@@ -463,6 +472,12 @@ static void xen_store_give(DedupStore *s, DedupGive *gives, unsigned n)
     uint64_t before;
 
     QEMU_LOCK_GUARD(&s->lock);
+    if (global_dirty_tracking) {        /* may have begun after resolve() */
+        for (i = 0; i < n; i++) {
+            gives[i].result = DEDUP_NOT_RAM;
+        }
+        return;
+    }
     before = s->calls.system_calls + s->other_system_calls;
     for (i = 0; i < n; i++) {
         switch (xen_memshr_gfn_begin(gives[i].dest.gfn)) {

@@ -118,6 +118,27 @@ int lab_pause(uint32_t domid, int pause)
                        : xc_domain_unpause(xc, domid));
 }
 
+/*
+ * An empty domain, without memory: a PV one, or an HVM one that could have a
+ * device passed through.  Returns its domid.
+ */
+int lab_create(int hvm, int iommu)
+{
+    struct xen_domctl_createdomain config = {
+        .flags = (hvm ? XEN_DOMCTL_CDF_hvm | XEN_DOMCTL_CDF_hap : 0) |
+                 (iommu ? XEN_DOMCTL_CDF_iommu : 0),
+        .max_vcpus = 1,
+        .max_evtchn_port = 63,
+        .max_grant_frames = 1,
+        .grant_opts = XEN_DOMCTL_GRANT_version(1),
+        .arch.emulation_flags = hvm ? XEN_X86_EMU_LAPIC : 0,
+    };
+    uint32_t domid = 0;
+    int rc = xc_domain_create(xc, &domid, &config);
+
+    return rc ? check(rc) : domid;
+}
+
 int lab_destroy(uint32_t domid)
 {
     return check(xc_domain_destroy(xc, domid));

@@ -150,7 +150,7 @@ def clean_up(xen):
             continue
         done = subprocess.run(["xl", "destroy", str(domid)],
                               capture_output=True, check=False)
-        if done.returncode:
+        if done.returncode and xen.domain(domid):
             xen.destroy(domid)
         print(f"lab: removed domain {domid} {names.get(domid)}", flush=True)
     kill_device_models()

@@ -177,8 +177,15 @@ class Boot:
         now = time.monotonic()
         if now > self.nudged + NUDGE:
             self.nudged = now
-            process.stdin.write(b"\n")
+            self.press(process, b"\n")
+
+    @staticmethod
+    def press(process, key):
+        try:
+            process.stdin.write(key)
             process.stdin.flush()
+        except BrokenPipeError:
+            pass                        # it has just ended
 
     def is_late(self):
         return not self.ended and self.outcome.kind != "panic" and \
@@ -187,8 +194,7 @@ class Boot:
     def diagnose(self, process, selector):
         """Have Xen say on the console what it and dom0 are doing."""
         for key in DEBUG_KEYS:
-            process.stdin.write(key)
-            process.stdin.flush()
+            self.press(process, key)
             end = time.monotonic() + DIAGNOSIS / len(DEBUG_KEYS)
             while time.monotonic() < end:
                 for ready, _ in selector.select(timeout=0.2):

@@ -16,15 +16,17 @@ def run(lab):
         guest.read_pages(100, gfns)
 
     for round in range(3):
+        change = Change(one)
         seed = 10 + round
         page = lab.xen.filled(seed)
         one.fill(A + 8, seed)
         one.write_pages(101, [A + 8])
-        for _ in range(2):              # a miss, then a hit of its own
+        for _ in range(2):
             one.read_pages(100, gfns)
             one.expect([gfns[1]], [page], f"what was written, round {round}")
             one.expect_blocks([gfns[0]], 100, "the block before")
             one.expect_blocks(gfns[2:], 102, "the blocks after")
+        lab.check(change.of("no-layer") > 0, "its own block is no layer's")
         two.read_pages(100, gfns)
         two.expect_blocks(gfns, 100, "the other guest's read")
 

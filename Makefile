@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# dedup-share: build, test and show it.  Everything that is built or
+# downloaded is kept in $XDG_CACHE_HOME/dedup-share (~/.cache/dedup-share).
+#
+#   make demo         set all up, and show two Linux guests sharing on Xen
+#   make check        set all up, and run every test that is quick enough
+#   make check-fast   the edit loop: build, our own tests without the lab
+#   make lab          all scenarios on a real Xen; LAB=name for one
+#   make build        QEMU with dedup-share
+#   make lint         checkpatch, clang with its thread-safety analysis
+#   make sanitize     our tests under the address and UB sanitizers
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dedup-share
+
+.PHONY: all build demo check check-fast lab lint sanitize deps lab-deps
+
+all: build
+
+deps:
+	@scripts/deps
+
+lab-deps:
+	@scripts/deps --lab
+
+build: deps
+	@scripts/build-qemu
+
+check-fast: build
+	@scripts/check --fast
+
+check: lab-deps
+	@scripts/build-qemu
+	@tests/lab/lab build
+	@scripts/check
+
+lab: lab-deps
+	@scripts/build-qemu
+	@tests/lab/lab run $(LAB)
+
+demo: lab-deps
+	@scripts/build-qemu
+	@tests/lab/lab build
+	@scripts/demo
+
+lint:
+	@scripts/deps --clang
+	@scripts/lint
+
+sanitize: deps
+	@scripts/build-qemu --flavour asan
+	@scripts/check --fast --build $(CACHE)/build-asan

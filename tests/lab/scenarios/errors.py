@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bad input and bad hosts: one clear error each, and nothing left behind."""
+import os
+import struct
+
+import probe
+from labdom0 import DATA_GFN
+
+BOOT = {"xen": "sharing", "fast": True, "timeout": 300}
+
+GFNS = range(DATA_GFN, DATA_GFN + 4)
+
+
+def run(lab):
+    guest = lab.tiny("g1")
+    guest.start()
+    guest.read_pages(100, GFNS)
+    domid = guest.domid
+
+    probe.refused(lab, None, "", ["store:", "device model of a Xen guest"])
+    probe.refused(lab, 999, "", ["store:", "no domain 999"])
+    probe.refused(lab, domid, "", ["store:", "dm_restrict"],
+                  ["-xen-domid-restrict"])
+    check_pv(lab)
+    for name in ("a/b", ".xen", "x" * 33):
+        probe.refused(lab, domid, f",group={name}", ["group:", name])
+    for size in (0, 6000, 1 << 45):
+        probe.refused(lab, domid, f",group=new,store-size={size}",
+                      ["store-size:", str(size)])
+    check_index_dir(lab, domid)
+    check_good(lab, domid)
+    guest.read_pages(100, GFNS)
+    guest.expect_blocks(GFNS, 100, "the guest that goes on meanwhile")
+    lab.equal([guest.references(g) for g in GFNS], [2] * 4, "and shares")
+
+
+def check_pv(lab):
+    domid = lab.xen.create(hvm=False)
+    probe.refused(lab, domid, "", ["store:", "PV guest"])
+    lab.xen.destroy(domid)
+
+
+def header(magic, version):
+    return struct.pack("<QI", magic, version) + bytes(8192 - 12)
+
+
+def check_index_dir(lab, domid):
+    """A group's directory that is not as we would have made it."""
+    group = probe.INDEX_DIR / "bad"
+    group.mkdir(mode=0o700)
+    where = ["index-dir:", str(group)]
+
+    os.chown(group, 1000, -1)
+    probe.refused(lab, domid, ",group=bad", [*where, "user 1000"])
+    os.chown(group, 0, -1)
+    group.chmod(0o755)
+    probe.refused(lab, domid, ",group=bad", [*where, "mode 0755"])
+    group.chmod(0o700)
+    (group / "notes.txt").write_text("mine")
+    (group / "lock").touch(0o600)
+    probe.refused(lab, domid, ",group=bad", [*where, "notes.txt"])
+    lab.equal((group / "notes.txt").read_text(), "mine", "it is untouched")
+    (group / "notes.txt").unlink()
+
+    magic = 0x58444950554445
+    for content, word in ((b"short", "truncated"),
+                          (header(1, 1), "not dedup-share's"),
+                          (header(magic, 77), "another version"),
+                          (header(magic, 1), "damaged")):
+        (group / "index").write_bytes(content)
+        probe.refused(lab, domid, ",group=bad", [*where, word])
+    (group / "index").unlink()
+    (group / "lock").unlink()
+    group.rmdir()
+    probe.refused(lab, domid, ",index-dir=/t/not-tmpfs", ["index-dir:",
+                                                          "tmpfs"])
+    probe.refused(lab, domid, ",index-dir=relative", ["index-dir:",
+                                                      "absolute"])
+
+
+def check_good(lab, domid):
+    """And good input is not refused, and leaves nothing when it ends."""
+    before = probe.listing(lab)
+    code, text, stats = probe.run(domid, ",store=xen,group=good,"
+                                         "store-size=1048576")
+    lab.equal((code, text, stats["store"]), (0, "", "xen"), "a good node")
+    lab.equal(probe.listing(lab), before, "nothing is left behind")
