@@ -51,6 +51,7 @@ class Machine:
     payload: Path
     images: Path
     xen_args: str = ""
+    iommu: bool = False
 
     def command(self, logs, port):
         drives = [(self.root, "snapshot=on"), (self.payload, "readonly=on"),
@@ -63,6 +64,8 @@ class Machine:
                    f"{self.initrd}"]
         for path, option in drives:
             command += ["-drive", f"file={path},format=raw,if=virtio,{option}"]
+        if self.iommu:
+            command += ["-device", "intel-iommu"]
         return command + [
             "-fsdev", f"local,id=logs,path={logs},security_model=none",
             "-device", "virtio-9p-pci,fsdev=logs,mount_tag=logs",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from . import xen
 
 TIMEOUT = 120
-KEYS = {"xen", "fast", "timeout", "needs", "xen_args"}
+KEYS = {"xen", "fast", "timeout", "needs", "xen_args", "iommu"}
 NEEDS = {"filter"}
 
 
@@ -28,11 +28,12 @@ class Scenario:
     timeout: int
     needs: tuple
     xen_args: str
+    iommu: bool
 
     @property
     def boot(self):
         """Scenarios with the same value share a boot."""
-        return self.xen, self.xen_args
+        return self.xen, self.xen_args, self.iommu
 
 
 def title(text):
@@ -68,7 +69,7 @@ def parse(path):
         raise BadScenario(f"{path}: unknown needs: {', '.join(unknown)}")
     return Scenario(path.stem, title(text), variant, boot.get("fast", False),
                     boot.get("timeout", TIMEOUT), tuple(boot.get("needs", ())),
-                    boot.get("xen_args", ""))
+                    boot.get("xen_args", ""), boot.get("iommu", False))
 
 
 def load_all(lab_dir):

@@ -24,7 +24,7 @@ class Session:
 
     # what to boot
 
-    def machine(self, variant, xen_args):
+    def machine(self, variant, xen_args, iommu):
         with cache.locked():
             pkgs = dom0.packages()
             return Machine(
@@ -33,7 +33,8 @@ class Session:
                 initrd=dom0.initramfs(self.lab_dir),
                 root=dom0.image(self.lab_dir),
                 payload=payload.image(self.lab_dir, self.qemu),
-                images=images.disk(self.lab_dir), xen_args=xen_args)
+                images=images.disk(self.lab_dir), xen_args=xen_args,
+                iommu=iommu)
 
     def prepare_logs(self):
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -51,9 +52,9 @@ class Session:
     def run(self, chosen):
         self.prepare_logs()
         chosen = self.skip_unmet(chosen)
-        for (variant, xen_args), group in by_boot(chosen).items():
+        for (variant, *rest), group in by_boot(chosen).items():
             cache.say(f"lab: {xen.edit_notice(variant)}")
-            self.run_group(self.machine(variant, xen_args), variant, group)
+            self.run_group(self.machine(variant, *rest), variant, group)
         return self.finish()
 
     def skip_unmet(self, chosen):

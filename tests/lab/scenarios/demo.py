@@ -12,6 +12,8 @@ BOOT = {"xen": "sharing", "timeout": 590}
 
 AROUND_SECONDS = 60
 PAGE = 4096
+STORE_GFN = 0x10000             # of slot 0, see hw/xen/memshr/memshr.h
+SPARE_SLOTS = 256               # slots that were taken and given back
 
 FIGURES = {
     "guests": "guests",
@@ -29,6 +31,8 @@ FIGURES = {
     "possible_pages": "guest pages with a whole, page-aligned block of the "
                       "image that both guests read",
     "shared_ratio": "(xen_freed_pages - idle_frames) / possible_pages",
+    "net_saved_pages": "xen_freed_pages less the frames that the store holds",
+    "net_possible_pages": "half of possible_pages: one frame for two guests",
     "shared_ratio_later": f"the same after {AROUND_SECONDS} s of other DMA",
     "hypercalls_per_hit": "second guest, frames given to private pages",
     "syscalls_per_hit": "second guest, all frames given",
@@ -44,10 +48,11 @@ FIGURES = {
 
 
 def idle_frames(lab, guests):
-    """Frames of the store that no guest shares: each guest's are counted."""
-    frames = stats(guests[0])["store-stats"]["frames"]
-    shared = lab.xen.freed()
-    return max(0, frames - shared)
+    """Frames of the store that no guest shares, as Xen counts references."""
+    store = lab.xen.domid("dedup-share-default")
+    used = stats(guests[0])["store-stats"]["frames"] + SPARE_SLOTS
+    return sum(lab.xen.references(store, gfn) == 1 for gfn
+               in range(STORE_GFN, STORE_GFN + used))
 
 
 def read_all(lab, guest, manifest):
@@ -140,6 +145,8 @@ def run(lab):
         "idle_frames": idle,
         "possible_pages": possible,
         "shared_ratio": ratio,
+        "net_saved_pages": freed - stats(one)["store-stats"]["frames"],
+        "net_possible_pages": possible // 2,
         "hypercalls_per_hit": round(given[1] / given[0], 4),
         "syscalls_per_hit": round(given[2] / given[3], 4),
         "hit_frames": given[3],
