@@ -329,12 +329,83 @@ static void write_end(BlockDriverState *bs, DedupRange *w)
     dedup_write_end(&s->tracker, w);
 }
 
+/* Find the layer that owns each of @n blocks that follow each other. */
+static void coroutine_fn GRAPH_RDLOCK
+find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
+{
+    BDRVDedupShareState *s = bs->opaque;
+    int64_t offset = blocks[0].number * DEDUP_BLOCK_SIZE;
+    int64_t end = offset + (int64_t)n * DEDUP_BLOCK_SIZE;
+    int64_t pnum;
+    unsigned i = 0;
+
+    while (i < n) {
+        int depth = 0;
+        int ret = bdrv_co_common_block_status_above(bs->file->bs, NULL, false,
+                                                    false, offset,
+                                                    end - offset, &pnum, NULL,
+                                                    NULL, &depth);
+        unsigned whole = ret < 0 ? 0 : pnum / DEDUP_BLOCK_SIZE;
+        bool data = ret >= 0 && ret & BDRV_BLOCK_ALLOCATED &&
+                    !(ret & BDRV_BLOCK_ZERO);
+        /* a block that is in two layers is in none */
+        DedupLayer *l = data && whole && depth <= s->nlayers ?
+                        &s->layers[depth - 1] : NULL;
+        DedupResult why = ret < 0 ? DEDUP_FAILED :
+                          data || !whole ? DEDUP_NO_LAYER : DEDUP_UNALLOCATED;
+
+        for (whole = MAX(whole, 1); whole && i < n; whole--, i++) {
+            blocks[i].map = l ? l->map : NULL;
+            if (!blocks[i].map && blocks[i].result == DEDUP_GIVEN) {
+                blocks[i].result = why;
+            }
+        }
+        offset = (blocks[0].number + i) * DEDUP_BLOCK_SIZE;
+    }
+}
+
+/*
+ * Read from the store, by copying, if it holds all the blocks: parts of blocks,
+ * and what no page is offered for, then cost no I/O either.
+ */
+static bool coroutine_fn GRAPH_RDLOCK
+copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                QEMUIOVector *qiov)
+{
+    BDRVDedupShareState *s = bs->opaque;
+    uint64_t first = offset / DEDUP_BLOCK_SIZE;
+    uint64_t n = DIV_ROUND_UP(offset + bytes, DEDUP_BLOCK_SIZE) - first;
+    g_autofree DedupBlock *blocks = NULL;
+    g_autofree uint8_t *buf = NULL;
+    unsigned i;
+
+    if (!s->group || !bytes || n > DEDUP_BATCH) {
+        return false;
+    }
+    blocks = g_new0(DedupBlock, n);
+    for (i = 0; i < n; i++) {
+        blocks[i].number = first + i;
+    }
+    find_owners(bs, blocks, n);
+    buf = g_malloc(n * DEDUP_BLOCK_SIZE);
+    if (!dedup_engine_copy(s->group, blocks, n, buf)) {
+        return false;
+    }
+    qemu_iovec_from_buf(qiov, 0, buf + offset % DEDUP_BLOCK_SIZE, bytes);
+    stat64_add(&s->counters.copied, n);
+    return true;
+}
+
 static int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
                       QEMUIOVector *qiov, BdrvRequestFlags flags)
 {
     BDRVDedupShareState *s = bs->opaque;
 
+    if (!(flags & ~BDRV_REQ_REGISTERED_BUF) &&
+        copy_from_store(bs, offset, bytes, qiov)) {
+        return 0;
+    }
     stat64_add(&s->counters.bytes_passed, bytes);
     return bdrv_co_preadv(bs->file, offset, bytes, qiov, flags);
 }
@@ -505,41 +576,6 @@ read_blocks(void *opaque, uint64_t first, unsigned n, void *buf)
     int ret = bdrv_co_pread(bs->file, first * DEDUP_BLOCK_SIZE, bytes, buf, 0);
 
     return ret < 0 ? ret : 0;
-}
-
-/* Find the layer that owns each of @n blocks that follow each other. */
-static void coroutine_fn GRAPH_RDLOCK
-find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
-{
-    BDRVDedupShareState *s = bs->opaque;
-    int64_t offset = blocks[0].number * DEDUP_BLOCK_SIZE;
-    int64_t end = offset + (int64_t)n * DEDUP_BLOCK_SIZE;
-    int64_t pnum;
-    unsigned i = 0;
-
-    while (i < n) {
-        int depth = 0;
-        int ret = bdrv_co_common_block_status_above(bs->file->bs, NULL, false,
-                                                    false, offset,
-                                                    end - offset, &pnum, NULL,
-                                                    NULL, &depth);
-        unsigned whole = ret < 0 ? 0 : pnum / DEDUP_BLOCK_SIZE;
-        bool data = ret >= 0 && ret & BDRV_BLOCK_ALLOCATED &&
-                    !(ret & BDRV_BLOCK_ZERO);
-        /* a block that is in two layers is in none */
-        DedupLayer *l = data && whole && depth <= s->nlayers ?
-                        &s->layers[depth - 1] : NULL;
-        DedupResult why = ret < 0 ? DEDUP_FAILED :
-                          data || !whole ? DEDUP_NO_LAYER : DEDUP_UNALLOCATED;
-
-        for (whole = MAX(whole, 1); whole && i < n; whole--, i++) {
-            blocks[i].map = l ? l->map : NULL;
-            if (!blocks[i].map && blocks[i].result == DEDUP_GIVEN) {
-                blocks[i].result = why;
-            }
-        }
-        offset = (blocks[0].number + i) * DEDUP_BLOCK_SIZE;
-    }
 }
 
 static void coroutine_fn GRAPH_RDLOCK

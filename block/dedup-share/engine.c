@@ -12,10 +12,10 @@
 #include "trace.h"
 
 /* Look a block up.  True if the store has it. */
-static bool lookup(DedupRead *r, DedupBlock *b)
+static bool lookup(DedupGroup *g, DedupBlock *b)
 {
     b->id = dedup_map_lookup(b->map, b->number);
-    return dedup_index_get(&r->group->index, b->id, &b->word);
+    return dedup_index_get(&g->index, b->id, &b->word);
 }
 
 static void set_results(DedupBlock **blocks, unsigned n, DedupResult result)
@@ -64,7 +64,7 @@ static void record(DedupRead *r, DedupBlock **blocks, const uint32_t *slots,
             b->word = words[i];
         } else {
             drop[ndrop++] = slots[i];
-            if (!lookup(r, b)) {
+            if (!lookup(g, b)) {
                 b->result = DEDUP_EVICTED;
             }
         }
@@ -175,7 +175,7 @@ void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
         }
         if (!b->map) {
             b->result = DEDUP_NO_LAYER;
-        } else if (lookup(r, b)) {
+        } else if (lookup(r->group, b)) {
             hits++;
         } else {
             missed[misses++] = b;
@@ -186,4 +186,28 @@ void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
     fill_misses(r, missed, misses);
     give(r, blocks, n);
     trace_dedup_engine_read(n, hits, misses);
+}
+
+bool dedup_engine_copy(DedupGroup *g, DedupBlock *blocks, unsigned n,
+                       void *buf)
+{
+    uint32_t slots[DEDUP_BATCH];
+    uint64_t word;
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        if (!blocks[i].map || !lookup(g, &blocks[i])) {
+            return false;
+        }
+        slots[i] = blocks[i].id.slot;
+    }
+    if (g->ops->peek(g->store, slots, n, buf) < 0) {
+        return false;
+    }
+    for (i = 0; i < n; i++) {
+        if (!dedup_index_get(&g->index, blocks[i].id, &word)) {
+            return false;
+        }
+    }
+    return true;
 }

@@ -44,6 +44,7 @@ typedef struct DedupCounters {
     Stat64 hits;
     Stat64 misses;
     Stat64 results[DEDUP_RESULT__MAX];
+    Stat64 copied;
     Stat64 bytes_filled;
     Stat64 bytes_passed;
 } DedupCounters;
@@ -67,5 +68,12 @@ typedef struct DedupRead {
  */
 void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
                                     unsigned n);
+
+/*
+ * Copy the @n blocks, at most DEDUP_BATCH, from the store to @buf if it holds
+ * all of them.  Else false, and what is in @buf is undefined.
+ */
+bool dedup_engine_copy(DedupGroup *g, DedupBlock *blocks, unsigned n,
+                       void *buf);
 
 #endif /* DEDUP_SHARE_ENGINE_H */

@@ -46,9 +46,10 @@ static void append_node(GString *buf, DedupShareStats *s)
         g_string_append_printf(buf, " (%s)", s->reason);
     }
     g_string_append_printf(buf, "\n    blocks: %" PRIu64 " read, %" PRIu64
-                           " hit, %" PRIu64 " missed, %" PRIu64 " given\n"
-                           "    not given:", s->blocks_read, s->blocks_hit,
-                           s->blocks_missed, s->blocks_given);
+                           " hit, %" PRIu64 " missed, %" PRIu64 " given, %"
+                           PRIu64 " copied\n    not given:", s->blocks_read,
+                           s->blocks_hit, s->blocks_missed, s->blocks_given,
+                           s->blocks_copied);
     append_not_given(buf, s->not_given);
     g_string_append_printf(buf, "\n    image bytes read: %" PRIu64
                            " into the store, %" PRIu64 " passed through\n",

@@ -133,6 +133,13 @@ typedef struct DedupStoreOps {
                 const void *buf, uint64_t *words);
 
     /*
+     * Copy the frames @slots to @buf.  0, or -errno.  The caller checks
+     * afterwards that they are still the frames that it meant.
+     */
+    int (*peek)(DedupStore *store, const uint32_t *slots, unsigned n,
+                void *buf);
+
+    /*
      * Make each guest page gives[i].dest be the frame gives[i].slot, copy on
      * write, and set gives[i].result.  Whatever the result, the page can be
      * read and written by ordinary means afterwards; unless it is

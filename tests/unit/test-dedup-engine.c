@@ -23,6 +23,7 @@ struct DedupStore {
     uint8_t *frames;
     bool sealed[NFRAMES];
     int fill_error;             /* what the next fill fails with */
+    int peek_error;
     DedupResult give_result;    /* of the next gives, unless GIVEN */
     int evict_in_give;          /* release the frames while giving them */
     unsigned fills, gives, evicted;
@@ -83,6 +84,20 @@ static int mem_fill(DedupStore *s, const uint32_t *slots, unsigned n,
     return 0;
 }
 
+static int mem_peek(DedupStore *s, const uint32_t *slots, unsigned n, void *buf)
+{
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        memcpy(buf + i * DEDUP_BLOCK_SIZE,
+               s->frames + slots[i] * DEDUP_BLOCK_SIZE, DEDUP_BLOCK_SIZE);
+        if (s->evict_in_give) {
+            dedup_index_release(&group->index, slots[i]);
+        }
+    }
+    return s->peek_error;
+}
+
 static void mem_give(DedupStore *s, DedupGive *gives, unsigned n)
 {
     unsigned i;
@@ -128,6 +143,7 @@ static const DedupStoreOps mem_ops = {
     .close = mem_close,
     .reap = mem_reap,
     .fill = mem_fill,
+    .peek = mem_peek,
     .give = mem_give,
     .evict = mem_evict,
 };
@@ -264,6 +280,45 @@ static void test_miss_then_hit(void)
     check_read(8, 16, DEDUP_GIVEN);
     g_assert_cmpint(stat64_get(&counters.hits), ==, 24);
     g_assert_cmpint(stat64_get(&counters.misses), ==, 24);
+    teardown();
+}
+
+/* Copies from the store: all of the blocks, the right ones, or nothing. */
+static bool copy(uint64_t first, unsigned n)
+{
+    g_autofree DedupBlock *blocks = g_new0(DedupBlock, n);
+    g_autofree uint8_t *buf = g_malloc0(n * DEDUP_BLOCK_SIZE);
+    unsigned i;
+    bool ok;
+
+    for (i = 0; i < n; i++) {
+        blocks[i].map = map;
+        blocks[i].number = first + i;
+    }
+    ok = dedup_engine_copy(group, blocks, n, buf);
+    if (ok) {
+        g_assert_cmpint(memcmp(buf, image + first * DEDUP_BLOCK_SIZE,
+                               n * DEDUP_BLOCK_SIZE), ==, 0);
+    }
+    return ok;
+}
+
+static void test_copy(void)
+{
+    setup();
+    check_read(8, 4, DEDUP_GIVEN);
+    g_assert_true(copy(8, 4));
+    g_assert_true(copy(10, 1));
+    g_assert_false(copy(7, 2));
+    g_assert_false(copy(11, 2));
+    store->peek_error = -EIO;
+    g_assert_false(copy(8, 4));
+    store->peek_error = 0;
+    store->evict_in_give = 1;
+    g_assert_false(copy(9, 1));                 /* evicted while it is copied */
+    store->evict_in_give = 0;
+    g_assert_false(copy(9, 1));
+    g_assert_true(copy(10, 2));
     teardown();
 }
 
@@ -480,6 +535,7 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     dedup_store_register(&mem_ops);
     g_test_add_func("/dedup/engine/miss-then-hit", test_miss_then_hit);
+    g_test_add_func("/dedup/engine/copy", test_copy);
     g_test_add_func("/dedup/engine/no-layer", test_no_layer);
     g_test_add_func("/dedup/engine/store-full", test_store_full);
     g_test_add_func("/dedup/engine/fill-fails", test_fill_fails);

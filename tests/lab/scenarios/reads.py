@@ -18,6 +18,20 @@ def run(lab):
         check_hole(lab, guest)
     check_hits_and_misses(lab, one, two)
     check_large(lab, one, two)
+    check_copied(lab, two)
+
+
+def check_copied(lab, guest):
+    """Parts of blocks that the store has are copied from there."""
+    lab.drop_caches()
+    change, before = Change(guest), lab.image_bytes()
+    check_bytes(lab, guest, 2001 * 8 + 3, [(A, 512, 1024)], "part of a block")
+    check_bytes(lab, guest, 2002 * 8 - 1, [(A, 512, 1024)], "of two blocks")
+    guest.read_pio(2003 * 8, 8, A)
+    guest.expect_blocks([A], 2003, "PIO")
+    lab.equal(lab.image_bytes() - before, 0, "bytes read of the image")
+    lab.check(change.of("blocks-copied") >= 4, "blocks copied")
+    lab.equal(change.of("bytes-passed"), 0, "bytes passed through")
 
 
 def bytes_at(guest, pieces):
