@@ -233,13 +233,13 @@ static BlockDriverState *GRAPH_RDLOCK layer_file(BlockDriverState *bs)
                 return NULL;
             }
         }
+        bs = bs->file ? bs->file->bs : NULL;
+    }
+    while (bs && bs->drv && !strcmp(bs->drv->format_name, "throttle")) {
         bs = bs->file->bs;
     }
-    while (!strcmp(bs->drv->format_name, "throttle")) {
-        bs = bs->file->bs;
-    }
-    return !strcmp(bs->drv->format_name, "file") && !bs->force_share ? bs
-                                                                     : NULL;
+    return bs && bs->drv && !strcmp(bs->drv->format_name, "file") &&
+           !bs->force_share ? bs : NULL;
 }
 
 /* Find the key of the layer @bs; *why says why it takes no part. */
@@ -297,7 +297,8 @@ static void GRAPH_RDLOCK layers_find(BlockDriverState *bs)
     if (!s->group) {
         return;
     }
-    for (; p && !p->drv->is_filter && s->nlayers < MAX_LAYERS;
+    /* a node without a driver is one that was closed by an error */
+    for (; p && p->drv && !p->drv->is_filter && s->nlayers < MAX_LAYERS;
          p = bdrv_filter_or_cow_bs(p)) {
         layer_add(bs, p, s->group->dir.fd);
     }

@@ -80,6 +80,9 @@ DATAPATH = [
      r'^    while \(entry && \(entry->paddr_index != paddr_index \|\| '
      r'entry->size != size\)\) \{\n        entry = entry->next;\n',
      "    entry = xen_memshr_entry_at(entry, ptr, NULL);\n"),
+    ('hw/xen/xen-mapcache.c', 'before',
+     r'^    mc->last_entry = NULL;\n\n    mapcache_unlock\(mc\);\n',
+     "    xen_memshr_invalidate_chained(mc);\n"),
 ]
 
 TESTS = [

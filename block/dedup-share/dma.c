@@ -18,10 +18,14 @@
 #include "exec/memory.h"
 #include "qemu/memalign.h"
 #include "qemu/rcu.h"
+#include "qemu/units.h"
 #include "system/block-backend.h"
 #include "trace.h"
 
 #define PAGE_OFFSET_MASK (DEDUP_BLOCK_SIZE - 1)
+
+/* A guest can have many requests in flight: bound what each takes here. */
+#define MAX_BUFFER (1 * MiB)
 
 typedef struct DedupDMA {
     BlockAIOCB common;
@@ -150,21 +154,30 @@ static MemTxResult copy_out(DedupDMA *req, uint64_t offset, uint64_t bytes,
 static int coroutine_fn read_rest(DedupDMA *req, uint64_t offset,
                                   uint64_t bytes)
 {
+    size_t size = MIN(bytes, MAX_BUFFER);
     void *buf;
-    int ret;
+    int ret = 0;
 
     if (!bytes) {
         return 0;
     }
     trace_dedup_dma_rest(req, offset, bytes);
-    buf = blk_blockalign(req->blk, bytes);
-    ret = dedup_share_co_read_rest(req->blk, offset, bytes, buf);
-    if (ret >= 0) {
-        /* like a mapped page that is no RAM: what cannot be stored is lost */
-        copy_out(req, offset, bytes, buf);
+    buf = blk_try_blockalign(req->blk, size);
+    if (!buf) {
+        return -ENOMEM;
+    }
+    while (bytes && ret >= 0) {
+        size = MIN(bytes, MAX_BUFFER);
+        ret = dedup_share_co_read_rest(req->blk, offset, size, buf);
+        if (ret >= 0) {
+            /* as with a page that is no RAM: what cannot be stored is lost */
+            copy_out(req, offset, size, buf);
+        }
+        offset += size;
+        bytes -= size;
     }
     qemu_vfree(buf);
-    return ret < 0 ? ret : 0;
+    return MIN(ret, 0);
 }
 
 static void complete(DedupDMA *req)
@@ -206,6 +219,19 @@ static const AIOCBInfo dedup_dma_aiocb_info = {
     .aiocb_size = sizeof(DedupDMA),
 };
 
+/* Is the request for what the disk has?  Else the ordinary code fails it. */
+static bool in_range(BlockBackend *blk, const QEMUSGList *sg, uint64_t offset)
+{
+    uint64_t sectors, size;
+
+    if (!blk_is_available(blk)) {
+        return false;
+    }
+    blk_get_geometry(blk, &sectors);
+    size = sectors * BDRV_SECTOR_SIZE;
+    return offset <= size && sg->size <= size - offset;
+}
+
 BlockAIOCB *dedup_share_dma_read(BlockBackend *blk, QEMUSGList *sg,
                                  uint64_t offset, BlockCompletionFunc *cb,
                                  void *opaque)
@@ -214,7 +240,7 @@ BlockAIOCB *dedup_share_dma_read(BlockBackend *blk, QEMUSGList *sg,
     DedupDMA *req;
 
     blk_inc_in_flight(blk);
-    if (!dedup_share_wants(blk)) {
+    if (!dedup_share_wants(blk) || !in_range(blk, sg, offset)) {
         blk_dec_in_flight(blk);
         return NULL;
     }

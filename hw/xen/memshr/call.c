@@ -140,7 +140,8 @@ void xen_memshr_calls_make(XenMemshrCalls *c)
     ret = xencall2(c->xcall, __HYPERVISOR_multicall,
                    (unsigned long)c->entries, c->n);
     for (i = 0; i < c->n; i++) {
-        c->rc[i] = ret < 0 ? -errno : (long)c->entries[i].result;
+        /* no error of the call itself may look like an operation's answer */
+        c->rc[i] = ret < 0 ? -EIO : (long)c->entries[i].result;
     }
     c->hypercalls += c->n;
     c->system_calls++;

@@ -24,9 +24,11 @@
 
 enum { GIVEN = 1, BUSY = 2 };
 
-/* Opened and closed in the main loop, with no request in flight. */
+/*
+ * Opened once, in the main loop.  It stays mapped: the map cache asks it, and
+ * pages stay shared, also when the last node is gone.
+ */
 static struct {
-    unsigned refcnt;
     uint32_t domid;
     uint64_t *words;            /* 32 gfns each; by qatomic_*() only */
 } record;
@@ -162,9 +164,8 @@ bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp)
     xc_dominfo_t info;
     uint64_t *words = NULL;
 
-    if (record.refcnt) {
+    if (record.words) {
         assert(record.domid == domid);
-        record.refcnt++;
         return true;
     }
     if (!dedup_dir_lock(&dir, DEDUP_INDEX_DIR_DEFAULT, ".xen", errp)) {
@@ -181,19 +182,6 @@ bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp)
         return false;
     }
     record.domid = domid;
-    record.refcnt = 1;
     qatomic_set(&record.words, words);
     return true;
-}
-
-void xen_memshr_domain_close(void)
-{
-    uint64_t *words = record.words;
-
-    if (--record.refcnt) {
-        return;
-    }
-    /* The file stays until the domain is gone: see the invariants. */
-    qatomic_set(&record.words, NULL);
-    munmap(words, RECORD_SIZE);
 }

@@ -56,7 +56,7 @@ unsigned xen_memshr_count(XenMemshrCalls *c, uint32_t domid, uint64_t gfn);
 unsigned xen_memshr_decrease(XenMemshrCalls *c, uint32_t domid,
                              const uint64_t *gfns, unsigned n);
 
-/* Make them.  If the multicall itself fails, every result is its -errno. */
+/* Make them.  If the multicall itself fails, every result is -EIO. */
 void xen_memshr_calls_make(XenMemshrCalls *c);
 
 /* The handle that a nomination returned. */
@@ -85,11 +85,11 @@ typedef enum XenMemshrGfn {
 } XenMemshrGfn;
 
 /*
- * Open the record of domain @domid for this process, if it is not open.
+ * Open the record of domain @domid for this process, if it is not open; for
+ * as long as the process lives.
  * Fails if it cannot be known which gfns are shared.
  */
 bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp);
-void xen_memshr_domain_close(void);
 
 XenMemshrGfn xen_memshr_gfn_begin(uint64_t gfn);
 void xen_memshr_gfn_end(uint64_t gfn);

@@ -174,7 +174,6 @@ static DedupStore *xen_store_open(const char *group, uint32_t nframes,
                                            nframes, id, errp)
                  : xen_store_domain_attach(&s->domain, s->xc, nframes, id,
                                            errp))) {
-        xen_memshr_domain_close();
         close_handles(s);
         return NULL;
     }
@@ -188,7 +187,6 @@ static void xen_store_close(DedupStore *s, bool last)
     if (last) {
         xen_store_domain_destroy(s->xc, s->domain.domid);
     }
-    xen_memshr_domain_close();
     qemu_mutex_destroy(&s->lock);
     close_handles(s);
 }
