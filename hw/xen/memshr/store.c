@@ -231,28 +231,37 @@ static void slots_to_gfns(const uint32_t *slots, unsigned n, xen_pfn_t *gfns)
     }
 }
 
+/* Map frames; all of them, or NULL with errno set. */
+static void *map_frames(DedupStore *s, const xen_pfn_t *gfns, unsigned n,
+                        int prot)
+{
+    int errs[DEDUP_BATCH] = { 0 };
+    void *window = xenforeignmemory_map(s->fmem, s->domain.domid, prot, n,
+                                        gfns, errs);
+    unsigned i;
+
+    count_calls(s, n, 3);               /* mmap, ioctl, and munmap later */
+    for (i = 0; window && i < n; i++) {
+        if (errs[i]) {
+            xenforeignmemory_unmap(s->fmem, window, n);
+            errno = EFAULT;
+            window = NULL;
+        }
+    }
+    return window;
+}
+
 /* Copy @buf into the frames, through a mapping that ends before they seal. */
 static int write_frames(DedupStore *s, const xen_pfn_t *gfns, unsigned n,
                         const void *buf)
 {
-    int errs[DEDUP_BATCH] = { 0 };
-    void *window = xenforeignmemory_map(s->fmem, s->domain.domid,
-                                        PROT_READ | PROT_WRITE, n, gfns,
-                                        errs);
-    unsigned i;
-    int ret = 0;
+    void *window = map_frames(s, gfns, n, PROT_READ | PROT_WRITE);
 
-    count_calls(s, n, 3);
     if (!window) {
         return -errno;
     }
-    for (i = 0; i < n && !ret; i++) {
-        ret = errs[i] ? -EFAULT : 0;
-    }
-    if (!ret) {
-        memcpy(window, buf, (size_t)n * XC_PAGE_SIZE);
-    }
-    return xenforeignmemory_unmap(s->fmem, window, n) ? -errno : ret;
+    memcpy(window, buf, (size_t)n * XC_PAGE_SIZE);
+    return xenforeignmemory_unmap(s->fmem, window, n) ? -errno : 0;
 }
 
 static int seal_frames(DedupStore *s, const xen_pfn_t *gfns, unsigned n,
@@ -320,27 +329,16 @@ static int xen_store_peek(DedupStore *s, const uint32_t *slots, unsigned n,
                           void *buf)
 {
     xen_pfn_t gfns[DEDUP_BATCH];
-    int errs[DEDUP_BATCH] = { 0 };
     void *window;
-    unsigned i;
-    int ret = 0;
 
     QEMU_LOCK_GUARD(&s->lock);
     slots_to_gfns(slots, n, gfns);
-    count_calls(s, n, 3);
-    window = xenforeignmemory_map(s->fmem, s->domain.domid, PROT_READ, n, gfns,
-                                  errs);
+    window = map_frames(s, gfns, n, PROT_READ);
     if (!window) {
         return -errno;
     }
-    for (i = 0; i < n && !ret; i++) {
-        ret = errs[i] ? -EFAULT : 0;
-    }
-    if (!ret) {
-        memcpy(buf, window, (size_t)n * XC_PAGE_SIZE);
-    }
-    xenforeignmemory_unmap(s->fmem, window, n);
-    return ret;
+    memcpy(buf, window, (size_t)n * XC_PAGE_SIZE);
+    return xenforeignmemory_unmap(s->fmem, window, n) ? -errno : 0;
 }
 
 /* --- giving ------------------------------------------------------------- */
