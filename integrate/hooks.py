@@ -82,7 +82,7 @@ DATAPATH = [
      "    entry = xen_memshr_entry_at(entry, ptr, NULL);\n"),
     ('hw/xen/xen-mapcache.c', 'before',
      r'^    mc->last_entry = NULL;\n\n    mapcache_unlock\(mc\);\n',
-     "    xen_memshr_invalidate_chained(mc);\n"),
+     "    xen_memshr_invalidate(mc);\n"),
 ]
 
 TESTS = [

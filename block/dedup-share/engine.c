@@ -175,6 +175,8 @@ void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
         }
         if (!b->map) {
             b->result = DEDUP_NO_LAYER;
+        } else if (!dedup_map_back(b->map, b->number)) {
+            b->result = DEDUP_STORE_FULL;
         } else if (lookup(r->group, b)) {
             hits++;
         } else {
@@ -196,7 +198,9 @@ bool dedup_engine_copy(DedupGroup *g, DedupBlock *blocks, unsigned n,
     unsigned i;
 
     for (i = 0; i < n; i++) {
-        if (!blocks[i].map || !lookup(g, &blocks[i])) {
+        if (!blocks[i].map || !dedup_map_back(blocks[i].map,
+                                              blocks[i].number) ||
+            !lookup(g, &blocks[i])) {
             return false;
         }
         slots[i] = blocks[i].id.slot;

@@ -57,10 +57,14 @@ bool dedup_group_check(const DedupGroupConfig *config, Error **errp)
     return true;
 }
 
-static void reap_store(const DedupStoreId *id)
+static void reap_store(const uint8_t uuid[16])
 {
-    if (id->kind < DEDUP_SHARE_STORE__MAX && store_ops[id->kind]) {
-        store_ops[id->kind]->reap(id);
+    int kind;
+
+    for (kind = 0; kind < DEDUP_SHARE_STORE__MAX; kind++) {
+        if (store_ops[kind]) {
+            store_ops[kind]->reap(uuid);
+        }
     }
 }
 
@@ -72,6 +76,7 @@ static bool group_create(DedupGroup *g, const DedupGroupConfig *config,
                      : MIN(MAX(g->ops->host_frames() / 8, 1), MAX_FRAMES);
     DedupStoreId id = { .kind = config->store };
 
+    memcpy(id.uuid, g->dir.uuid, sizeof(id.uuid));
     g->store = g->ops->open(g->name, nframes, true, &id, errp);
     if (!g->store) {
         return false;

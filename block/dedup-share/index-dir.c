@@ -37,6 +37,26 @@ bool dedup_group_name_ok(const char *group, Error **errp)
     return ok;
 }
 
+/* See DedupReap.  Another mount of a tmpfs has another device number. */
+static void find_uuid(DedupDir *dir)
+{
+    g_autoptr(GChecksum) sum = g_checksum_new(G_CHECKSUM_SHA256);
+    struct stat st = { 0 };
+    uint64_t id[2];
+    uint8_t digest[32];
+    gsize len = sizeof(digest);
+
+    fstat(dir->fd, &st);
+    id[0] = st.st_dev;
+    id[1] = st.st_ino;
+    g_checksum_update(sum, (const uint8_t *)"dedup-share", 11);
+    g_checksum_update(sum, (const uint8_t *)id, sizeof(id));
+    g_checksum_get_digest(sum, digest, &len);
+    memcpy(dir->uuid, digest, sizeof(dir->uuid));
+    dir->uuid[6] = (dir->uuid[6] & 0x0f) | 0x80;    /* RFC 9562: version 8 */
+    dir->uuid[8] = (dir->uuid[8] & 0x3f) | 0x80;
+}
+
 /* Is the open directory @fd one that only we can change, on a tmpfs? */
 static bool dir_check(int fd, const char *path, Error **errp)
 {
@@ -166,7 +186,7 @@ static void remove_files(DedupDir *dir)
 }
 
 /* Nobody is in the group: remove what the last one left, if it was killed. */
-static bool reclaim(DedupDir *dir, void (*reap)(const DedupStoreId *),
+static bool reclaim(DedupDir *dir, DedupReap *reap,
                     Error **errp)
 {
     DedupIndex index = { 0 };
@@ -180,9 +200,9 @@ static bool reclaim(DedupDir *dir, void (*reap)(const DedupStoreId *),
             return false;
         }
         trace_dedup_index_reap(dir->path);
-        reap(&index.hdr->store);
         dedup_index_unmap(&index);
     }
+    reap(dir->uuid);
     remove_files(dir);
     return true;
 }
@@ -233,6 +253,7 @@ static bool dir_lock(DedupDir *dir, const char *root, const char *name,
         errno = 0;
         dir->fd = dir_open(dir->path, made, errp);
         if (dir->fd >= 0 && open_lock(dir, errp)) {
+            find_uuid(dir);
             return true;
         }
     } while (errno == ENOENT && --tries);
@@ -266,7 +287,7 @@ bool dedup_dir_lock(DedupDir *dir, const char *root, const char *name,
 }
 
 bool dedup_dir_join(DedupDir *dir, const char *root, const char *group,
-                    void (*reap)(const DedupStoreId *id), bool *alone,
+                    DedupReap *reap, bool *alone,
                     Error **errp)
 {
     bool made_root, made;
@@ -313,7 +334,7 @@ void dedup_dir_close(DedupDir *dir)
 }
 
 static void sweep_one(const char *root, const char *group,
-                      void (*reap)(const DedupStoreId *id))
+                      DedupReap *reap)
 {
     DedupDir dir = {
         .path = g_build_filename(root, group, NULL),
@@ -325,15 +346,17 @@ static void sweep_one(const char *root, const char *group,
         dir.lock_fd = openat(dir.fd, "lock", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     }
     if (dir.lock_fd >= 0 && door_lock(&dir, 1) && lock_is_current(&dir) &&
-        !qemu_lock_fd(dir.lock_fd, LOCK_MEMBER, 1, true) &&
-        reclaim(&dir, reap, NULL)) {
-        dedup_dir_remove(&dir);
+        !qemu_lock_fd(dir.lock_fd, LOCK_MEMBER, 1, true)) {
+        find_uuid(&dir);
+        if (reclaim(&dir, reap, NULL)) {
+            dedup_dir_remove(&dir);
+        }
     }
     dedup_dir_close(&dir);
 }
 
 void dedup_dir_sweep(const char *root, const char *except,
-                     void (*reap)(const DedupStoreId *id))
+                     DedupReap *reap)
 {
     g_autoptr(GDir) d = g_dir_open(root, 0, NULL);
     const char *name;

@@ -25,9 +25,19 @@
 
 typedef struct DedupDir {
     char *path;
+    uint8_t uuid[16];           /* of the store of a group that lives here */
     int fd;
     int lock_fd;
 } DedupDir;
+
+/*
+ * Destroy the store that was made with @uuid, if there is one, of whatever kind.
+ *
+ * The UUID follows from the directory, so that a store is also found if the
+ * process that made it was killed before it could write down anything.  A
+ * directory is emptied only by who knows that no such store is left.
+ */
+typedef void DedupReap(const uint8_t uuid[16]);
 
 /* Is @group a good name for a group?  Else *errp says what one looks like. */
 bool dedup_group_name_ok(const char *group, Error **errp);
@@ -44,7 +54,7 @@ bool dedup_dir_prepare(const char *path, bool *made, Error **errp);
  * process left in it has been removed, its store by @reap.
  */
 bool dedup_dir_join(DedupDir *dir, const char *root, const char *group,
-                    void (*reap)(const DedupStoreId *id), bool *alone,
+                    DedupReap *reap, bool *alone,
                     Error **errp);
 
 /*
@@ -67,6 +77,6 @@ void dedup_dir_close(DedupDir *dir);
 
 /* Remove what killed processes left of other groups below @root. */
 void dedup_dir_sweep(const char *root, const char *except,
-                     void (*reap)(const DedupStoreId *id));
+                     DedupReap *reap);
 
 #endif /* DEDUP_SHARE_INDEX_DIR_H */

@@ -33,52 +33,67 @@ static uint32_t tag_generation(uint64_t tag)
     return tag >> 32;
 }
 
-/* A file of @size zeroes with @header in front, mapped; NULL on error. */
-static void *make_file(int dirfd, const char *name, size_t size,
-                       const void *header, size_t header_size, int *fd)
+/* A new file of @size zeroes with @header in front; < 0 with errno set. */
+static int make_file(int dirfd, const char *name, size_t size,
+                     const void *header, size_t header_size)
 {
-    void *base;
+    int fd = openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    int err;
 
-    *fd = openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (*fd < 0) {
-        return NULL;
+    if (fd < 0) {
+        return -1;
     }
-    if (ftruncate(*fd, size) < 0 ||
-        pwrite(*fd, header, header_size, 0) != header_size) {
-        goto fail;
+    errno = ENOSPC;             /* if less is written than was to be */
+    if (ftruncate(fd, size) < 0 ||
+        pwrite(fd, header, header_size, 0) != header_size) {
+        err = errno;
+        unlinkat(dirfd, name, 0);
+        close(fd);
+        errno = err;
+        return -1;
     }
-    base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
-    if (base != MAP_FAILED) {
-        return base;
-    }
-fail:
-    unlinkat(dirfd, name, 0);
-    close(*fd);
-    return NULL;
+    return fd;
 }
 
-/* Map a file that is there already and has exactly *size bytes, if not 0. */
-static void *map_file(int dirfd, const char *name, size_t *size, int *fd)
+/* Open a file that is there already and has exactly *size bytes, if not 0. */
+static int open_file(int dirfd, const char *name, size_t *size)
 {
+    int fd = openat(dirfd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     struct stat st;
-    void *base;
 
-    *fd = openat(dirfd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (*fd < 0) {
-        return NULL;
+    if (fd < 0) {
+        return -1;
     }
-    if (fstat(*fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
         st.st_size < DEDUP_HEADER_SIZE || (*size && *size != st.st_size)) {
-        close(*fd);
+        close(fd);
         errno = EINVAL;
-        return NULL;
+        return -1;
     }
     *size = st.st_size;
-    base = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
-    if (base == MAP_FAILED) {
-        close(*fd);
-        return NULL;
+    return fd;
+}
+
+/*
+ * Map all of the index, with memory for all of it: a page that the tmpfs has
+ * none for would be a SIGBUS to touch.  Closes @fd.  NULL with errno set.
+ */
+static void *map_index(int fd, size_t size)
+{
+    void *base = NULL;
+    int err = 0;
+
+    if (fallocate(fd, 0, 0, size) < 0) {
+        err = errno;
+    } else {
+        base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (base == MAP_FAILED) {
+            err = errno;
+            base = NULL;
+        }
     }
+    close(fd);
+    errno = err;
     return base;
 }
 
@@ -104,21 +119,19 @@ static bool index_make(DedupIndex *index, int dirfd, const char *what,
     hdr.size = ROUND_UP(DEDUP_HEADER_SIZE + nframes * sizeof(DedupFrame),
                         DEDUP_HEADER_SIZE);
     hdr.crc = index_crc(&hdr);
-    index->hdr = make_file(dirfd, "index.new", hdr.size, &hdr, sizeof(hdr),
-                           &fd);
-    if (!index->hdr) {
-        error_setg_errno(errp, errno, "Could not make the index in '%s'",
-                         what);
-        return false;
+    fd = make_file(dirfd, "index.new", hdr.size, &hdr, sizeof(hdr));
+    index->hdr = fd < 0 ? NULL : map_index(fd, hdr.size);
+    if (index->hdr && !renameat(dirfd, "index.new", dirfd, "index")) {
+        return true;
     }
-    close(fd);
-    if (renameat(dirfd, "index.new", dirfd, "index") < 0) {
-        error_setg_errno(errp, errno, "Could not name the index in '%s'",
-                         what);
+    error_setg_errno(errp, errno, "index-dir: could not make the index of %"
+                     PRIu64 " bytes in '%s'; choose a smaller store-size or "
+                     "an index-dir on a larger tmpfs", hdr.size, what);
+    if (index->hdr) {
         munmap(index->hdr, hdr.size);
-        return false;
     }
-    return true;
+    unlinkat(dirfd, "index.new", 0);
+    return false;
 }
 
 /* Is what was mapped an index of ours?  @size: what was mapped. */
@@ -148,9 +161,9 @@ static bool index_attach(DedupIndex *index, int dirfd, const char *what,
                          uint32_t nframes, Error **errp)
 {
     size_t size = 0;
-    int fd;
+    int fd = open_file(dirfd, "index", &size);
 
-    index->hdr = map_file(dirfd, "index", &size, &fd);
+    index->hdr = fd < 0 ? NULL : map_index(fd, size);
     if (!index->hdr) {
         if (errno == EINVAL) {
             error_setg(errp, "index-dir: '%s' holds a damaged or truncated "
@@ -161,7 +174,6 @@ static bool index_attach(DedupIndex *index, int dirfd, const char *what,
         }
         return false;
     }
-    close(fd);
     if (!index_check(index->hdr, size, what, errp)) {
         munmap(index->hdr, size);
         return false;
@@ -347,36 +359,50 @@ static bool map_check(const DedupMapHeader *hdr, const char *key,
 }
 
 /* A map under a name of its own, renamed unless somebody was faster. */
-static void *map_make(int dirfd, const char *name, size_t size,
-                      const DedupMapHeader *hdr, int *fd)
+static int map_make(int dirfd, const char *name, size_t size,
+                    const DedupMapHeader *hdr)
 {
     g_autofree char *tmp = g_strdup_printf("map-new-%d-%s", getpid(),
                                            hdr->key);
-    void *base;
+    int fd, err;
 
     unlinkat(dirfd, tmp, 0);    /* of a killed process that had our pid */
-    base = make_file(dirfd, tmp, size, hdr, sizeof(*hdr), fd);
-    if (!base) {
-        return NULL;
+    fd = make_file(dirfd, tmp, size, hdr, sizeof(*hdr));
+    if (fd < 0) {
+        return -1;
     }
     if (linkat(dirfd, tmp, dirfd, name, 0) < 0) {
-        int err = errno;
-
-        munmap(base, size);
-        close(*fd);
-        base = NULL;
+        err = errno;
+        close(fd);
+        fd = -1;
         unlinkat(dirfd, tmp, 0);
         errno = err;
-        return NULL;
+        return -1;
     }
     unlinkat(dirfd, tmp, 0);
-    return base;
+    return fd;
+}
+
+/* Open or make the file of a map. */
+static int map_file(int dirfd, const char *name, size_t size,
+                    const DedupMapHeader *hdr)
+{
+    int fd = open_file(dirfd, name, &size);
+
+    if (fd < 0 && errno == ENOENT) {
+        fd = map_make(dirfd, name, size, hdr);
+        if (fd < 0 && errno == EEXIST) {
+            fd = open_file(dirfd, name, &size);
+        }
+    }
+    return fd;
 }
 
 DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
                          Error **errp)
 {
     g_autofree char *name = g_strdup_printf("map-%s", key);
+    g_autofree DedupMap *map = g_new0(DedupMap, 1);
     DedupMapHeader hdr = {
         .magic = DEDUP_MAP_MAGIC,
         .version = DEDUP_INDEX_VERSION,
@@ -384,41 +410,39 @@ DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
     };
     size_t size = ROUND_UP(DEDUP_HEADER_SIZE + nblocks * sizeof(uint64_t),
                            DEDUP_HEADER_SIZE);
-    DedupMap *map;
-    void *base;
     int fd;
 
     pstrcpy(hdr.key, sizeof(hdr.key), key);
     hdr.crc = map_crc(&hdr);
-    base = map_file(dirfd, name, &size, &fd);
-    if (!base && errno == ENOENT) {
-        base = map_make(dirfd, name, size, &hdr, &fd);
-        if (!base && errno == EEXIST) {
-            base = map_file(dirfd, name, &size, &fd);
-        }
-    }
-    if (!base) {
+    fd = map_file(dirfd, name, size, &hdr);
+    if (fd < 0 || !dedup_sparse_open(&map->file, fd, size)) {
         error_setg_errno(errp, errno, "Could not open block map '%s'", name);
         return NULL;
     }
-    close(fd);
-    if (!map_check(base, key, nblocks)) {
+    if (!dedup_sparse_back(&map->file, 0)) {
+        error_setg_errno(errp, errno, "No memory for block map '%s'", name);
+    } else if (!map_check(map->file.base, key, nblocks)) {
         error_setg(errp, "Block map '%s' is damaged", name);
-        munmap(base, size);
-        return NULL;
+    } else {
+        map->nblocks = nblocks;
+        map->entries = map->file.base + DEDUP_HEADER_SIZE;
+        return g_steal_pointer(&map);
     }
-    map = g_new0(DedupMap, 1);
-    *map = (DedupMap) {
-        .base = base, .size = size, .nblocks = nblocks,
-        .entries = base + DEDUP_HEADER_SIZE,
-    };
-    return map;
+    dedup_sparse_close(&map->file);
+    return NULL;
 }
 
 void dedup_map_close(DedupMap *map)
 {
-    munmap(map->base, map->size);
+    dedup_sparse_close(&map->file);
     g_free(map);
+}
+
+bool dedup_map_back(DedupMap *map, uint64_t block)
+{
+    return block >= map->nblocks ||
+           dedup_sparse_back(&map->file, DEDUP_HEADER_SIZE +
+                                         block * sizeof(uint64_t));
 }
 
 DedupFrameId dedup_map_lookup(DedupMap *map, uint64_t block)

@@ -38,6 +38,7 @@
 #define DEDUP_SHARE_INDEX_H
 
 #include "block/dedup-share.h"
+#include "sparse.h"
 
 #define DEDUP_INDEX_MAGIC   0x58444950554445ULL     /* "EDUPIDX" */
 #define DEDUP_MAP_MAGIC     0x50414d50554445ULL     /* "EDUPMAP" */
@@ -91,9 +92,8 @@ typedef struct DedupIndex {
 } DedupIndex;
 
 typedef struct DedupMap {
-    void *base;
-    size_t size;
-    uint64_t *entries;
+    DedupSparse file;
+    uint64_t *entries;          /* in it */
     uint64_t nblocks;
 } DedupMap;
 
@@ -134,6 +134,12 @@ void dedup_index_release(DedupIndex *index, uint32_t slot);
 DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
                          Error **errp);
 void dedup_map_close(DedupMap *map);
+
+/*
+ * Is there memory to record @block in?  To be asked before it is looked up or
+ * recorded.  False if the tmpfs is full.
+ */
+bool dedup_map_back(DedupMap *map, uint64_t block);
 
 /* The frame of a block; generation 0 if there is none. */
 DedupFrameId dedup_map_lookup(DedupMap *map, uint64_t block);

@@ -47,9 +47,11 @@ static DedupShareStoreStats *store_stats_new(DedupGroup *g)
         .frames = qatomic_read(&g->index.hdr->nsealed),
         .hypercalls = c.hypercalls,
         .system_calls = c.system_calls,
-        .given_plain = c.given_plain,
+        .given_fresh = c.given_fresh,
+        .given_again = c.given_again,
         .given_replaced = c.given_replaced,
-        .plain_hypercalls = c.plain_hypercalls,
+        .fresh_hypercalls = c.fresh_hypercalls,
+        .give_hypercalls = c.give_hypercalls,
         .give_system_calls = c.give_system_calls,
     };
     return s;

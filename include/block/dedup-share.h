@@ -66,7 +66,7 @@ typedef struct DedupGive {
 typedef struct DedupStoreId {
     uint32_t kind;              /* DedupShareStore */
     uint32_t domid;             /* Xen: the store domain */
-    uint8_t uuid[16];           /* Xen: its handle, as domids are reused */
+    uint8_t uuid[16];           /* the store's; Xen: the domain's handle */
     uint64_t word;              /* the store's own */
 } DedupStoreId;
 
@@ -74,9 +74,11 @@ typedef struct DedupStoreId {
 typedef struct DedupStoreCounters {
     uint64_t hypercalls;
     uint64_t system_calls;
-    uint64_t given_plain;
+    uint64_t given_fresh;
+    uint64_t given_again;
     uint64_t given_replaced;
-    uint64_t plain_hypercalls;
+    uint64_t fresh_hypercalls;
+    uint64_t give_hypercalls;
     uint64_t give_system_calls;
 } DedupStoreCounters;
 
@@ -104,7 +106,8 @@ typedef struct DedupStoreOps {
 
     /*
      * Open the store of group @group, of at most @nframes frames.  If @create
-     * the store is made and *id filled in; else *id says which it is.
+     * the store is made, with the UUID in *id, and the rest of *id filled in;
+     * else *id says which it is.
      * Returns NULL with *errp set on error, and leaves nothing behind then.
      */
     DedupStore *(*open)(const char *group, uint32_t nframes, bool create,
@@ -113,8 +116,11 @@ typedef struct DedupStoreOps {
     /* Close it; if @last, nobody else has it open and it is destroyed. */
     void (*close)(DedupStore *store, bool last);
 
-    /* Destroy a store that a dead process left, if it is still there. */
-    void (*reap)(const DedupStoreId *id);
+    /*
+     * Destroy the store that was made with @uuid, if there is one: a dead
+     * process has left it, and perhaps not even finished it.
+     */
+    void (*reap)(const uint8_t uuid[16]);
 
     /*
      * Can @dest be had for the page at @offset of @mr?  True if the page is

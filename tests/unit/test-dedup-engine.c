@@ -61,7 +61,7 @@ static void mem_close(DedupStore *s, bool last)
     g_free(s);
 }
 
-static void mem_reap(const DedupStoreId *id)
+static void mem_reap(const uint8_t uuid[16])
 {
 }
 

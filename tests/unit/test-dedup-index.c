@@ -9,6 +9,8 @@
 #include "qemu/atomic.h"
 #include "block/dedup-share/index-dir.h"
 #include "block/dedup-share/layer.h"
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/wait.h>
 #include <glib/gstdio.h>
 
@@ -243,7 +245,7 @@ static void test_map_damaged(void)
     /* another length: not the layer's */
     g_assert_null(dedup_map_open(f.dirfd, "k", 100000, &err));
     error_free_or_abort(&err);
-    ((DedupMapHeader *)map->base)->nblocks++;
+    ((DedupMapHeader *)map->file.base)->nblocks++;
     dedup_map_close(map);
     g_assert_null(dedup_map_open(f.dirfd, "k", 100, &err));
     error_free_or_abort(&err);
@@ -254,13 +256,85 @@ static void test_map_damaged(void)
     teardown(&f);
 }
 
+/* A full tmpfs: what has no memory is not touched, and works later. */
+
+static int fill_up(const char *path)
+{
+    static const char zeroes[4096];
+    int fd = open(path, O_WRONLY | O_CREAT, 0600);
+
+    while (write(fd, zeroes, sizeof(zeroes)) == sizeof(zeroes)) {
+        /* until it is full */
+    }
+    return close(fd);
+}
+
+/* Exits with 77 if it cannot mount. */
+static void in_small_tmpfs(void)
+{
+    const DedupFrameId none = { 0 }, id = { .slot = 1, .generation = 1 };
+    const uint64_t far = 500000;
+    g_autofree char *filler = sub("filler");
+    Error *err = NULL;
+    DedupIndex index;
+    DedupMap *map;
+    int dirfd;
+
+    if (unshare(CLONE_NEWNS) < 0 && unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0) {
+        _exit(77);
+    }
+    if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("tmpfs", root, "tmpfs", 0, "size=512k") < 0) {
+        _exit(77);
+    }
+    dirfd = open(root, O_RDONLY | O_DIRECTORY);
+    map = dedup_map_open(dirfd, "k", 1000000, &error_abort);
+    fill_up(filler);
+    g_assert_true(dedup_map_back(map, 0));
+    g_assert_false(dedup_map_back(map, far));
+    g_assert_null(dedup_map_open(dirfd, "l", 1000000, &err));
+    error_free_or_abort(&err);
+    g_assert_false(dedup_index_map(&index, dirfd, root, true, 100000,
+                                   &test_store, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "store-size"));
+    error_free_or_abort(&err);
+    g_assert_cmpint(faccessat(dirfd, "index.new", F_OK, 0), ==, -1);
+
+    unlink(filler);
+    g_assert_true(dedup_map_back(map, far));
+    g_assert_true(dedup_map_record(map, far, none, id));
+    g_assert_cmpint(dedup_map_lookup(map, far).slot, ==, 1);
+    dedup_map_close(map);
+    _exit(0);
+}
+
+static void test_tmpfs_full(void)
+{
+    int status;
+    pid_t pid;
+
+    make_root();
+    pid = fork();
+    if (!pid) {
+        in_small_tmpfs();
+    }
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    drop_root();
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 77) {
+        g_test_skip("cannot mount a tmpfs");
+    } else {
+        g_assert_cmpint(status, ==, 0);
+    }
+}
+
 /* Joining a group: who is alone, and what is reclaimed */
 
 static unsigned reaped;
+static uint8_t reaped_uuid[16];
 
-static void count_reap(const DedupStoreId *id)
+static void count_reap(const uint8_t uuid[16])
 {
-    g_assert_cmpint(id->domid, ==, test_store.domid);
+    memcpy(reaped_uuid, uuid, sizeof(reaped_uuid));
     reaped++;
 }
 
@@ -276,6 +350,7 @@ static void join_first(DedupDir *dir, DedupIndex *index)
 
     g_assert_true(join(dir, "g", &alone, &error_abort));
     g_assert_true(alone);
+    g_assert_cmpmem(reaped_uuid, 16, dir->uuid, 16);
     dedup_index_map(index, dir->fd, dir->path, true, 4, &test_store,
                     &error_abort);
     dedup_dir_joined(dir);
@@ -302,7 +377,7 @@ static void test_dir_first_and_last(void)
     dedup_dir_close(&b);
     path = sub("g");
     g_assert_false(g_file_test(path, G_FILE_TEST_EXISTS));
-    g_assert_cmpint(reaped, ==, 0);
+    g_assert_cmpint(reaped, ==, 1);     /* what a might have found */
     dedup_index_unmap(&index);
     drop_root();
 }
@@ -322,6 +397,51 @@ static void killed_member(void)
     }
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
     g_assert_true(WIFSIGNALED(status));
+}
+
+/* A process that is killed before it has made an index. */
+static void killed_early(void)
+{
+    DedupDir dir;
+    int status;
+    bool alone;
+    pid_t pid = fork();
+
+    if (!pid) {
+        join(&dir, "g", &alone, &error_abort);
+        kill(getpid(), SIGKILL);
+    }
+    g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
+    g_assert_true(WIFSIGNALED(status));
+}
+
+/* Its store is found by the UUID that it was made with. */
+static void test_dir_killed_early(void)
+{
+    DedupDir a, b;
+    bool alone;
+
+    make_root();
+    g_assert_true(join(&a, "g", &alone, &error_abort));
+    dedup_dir_leave(&a);
+    dedup_dir_close(&a);                /* the directory stays */
+    killed_early();
+    reaped = 0;
+    g_assert_true(join(&b, "g", &alone, &error_abort));
+    g_assert_true(alone);
+    g_assert_cmpint(reaped, ==, 1);
+    g_assert_cmpmem(reaped_uuid, 16, a.uuid, 16);
+    dedup_dir_leave(&b);
+    dedup_dir_close(&b);
+
+    dedup_dir_sweep(root, "other", count_reap);
+    g_assert_cmpint(reaped, ==, 2);
+    g_assert_cmpmem(reaped_uuid, 16, a.uuid, 16);
+    g_assert_true(join(&b, "other", &alone, &error_abort));
+    g_assert_cmpint(memcmp(b.uuid, a.uuid, 16), !=, 0);
+    dedup_dir_leave(&b);
+    dedup_dir_close(&b);
+    drop_root();
 }
 
 static void test_dir_killed(void)
@@ -366,7 +486,7 @@ static void test_dir_sweep(void)
 
     join_first(&used, &index);
     dedup_dir_sweep(root, "other", count_reap);
-    g_assert_cmpint(reaped, ==, 1);             /* in use: left alone */
+    g_assert_cmpint(reaped, ==, 2);             /* in use: left alone */
     g_assert_true(g_file_test(path, G_FILE_TEST_EXISTS));
     g_assert_true(dedup_dir_leave(&used));
     dedup_dir_close(&used);
@@ -568,7 +688,9 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/index/map", test_map);
     g_test_add_func("/dedup/index/map-damaged", test_map_damaged);
     g_test_add_func("/dedup/dir/first-and-last", test_dir_first_and_last);
+    g_test_add_func("/dedup/index/tmpfs-full", test_tmpfs_full);
     g_test_add_func("/dedup/dir/killed", test_dir_killed);
+    g_test_add_func("/dedup/dir/killed-early", test_dir_killed_early);
     g_test_add_func("/dedup/dir/sweep", test_dir_sweep);
     g_test_add_func("/dedup/dir/refused", test_dir_refused);
     g_test_add_func("/dedup/dir/index-truncated", test_index_truncated);

@@ -14,11 +14,12 @@
 #include "qemu/bitops.h"
 #include "qemu/uuid.h"
 #include "block/dedup-share/index-dir.h"
+#include "block/dedup-share/sparse.h"
 #include "memshr.h"
 
 #define RECORD_DIR DEDUP_INDEX_DIR_DEFAULT "/.xen"
 
-/* Two bits a gfn.  The file is sparse; a guest of 1 GiB fills 64 KiB. */
+/* Two bits a gfn; a guest of 1 GiB fills 64 KiB. */
 #define MAX_GFNS (1ULL << 28)
 #define RECORD_SIZE (MAX_GFNS / 4)
 
@@ -30,13 +31,39 @@ enum { GIVEN = 1, BUSY = 2 };
  */
 static struct {
     uint32_t domid;
-    uint64_t *words;            /* 32 gfns each; by qatomic_*() only */
+    DedupSparse file;
+    uint64_t *words;            /* in it, 32 gfns each; by qatomic_*() only */
 } record;
 
+/* The epoch in which a region was split; 0: never. */
+#define REGION_GFNS 512
+static unsigned split_epoch[MAX_GFNS / REGION_GFNS];
+static unsigned current_epoch = 1;
+
+bool xen_memshr_region_is_split(uint64_t gfn, unsigned *epoch)
+{
+    *epoch = qatomic_read(&current_epoch);
+    return qatomic_read(&split_epoch[gfn / REGION_GFNS]) == *epoch;
+}
+
+void xen_memshr_region_set_split(uint64_t gfn, unsigned epoch)
+{
+    qatomic_set(&split_epoch[gfn / REGION_GFNS], epoch);
+}
+
+void xen_memshr_regions_changed(void)
+{
+    qatomic_inc(&current_epoch);
+}
+
+/* The word of @gfn, or NULL if the tmpfs has no memory for it. */
 static uint64_t *gfn_word(uint64_t gfn, unsigned *shift)
 {
+    uint64_t *word = &record.words[gfn / 32];
+
     *shift = gfn % 32 * 2;
-    return &record.words[gfn / 32];
+    return dedup_sparse_back(&record.file, (gfn / 32) * sizeof(*word)) ? word
+                                                                       : NULL;
 }
 
 XenMemshrGfn xen_memshr_gfn_begin(uint64_t gfn)
@@ -48,6 +75,9 @@ XenMemshrGfn xen_memshr_gfn_begin(uint64_t gfn)
         return XEN_MEMSHR_GFN_BUSY;
     }
     word = gfn_word(gfn, &shift);
+    if (!word) {
+        return XEN_MEMSHR_GFN_FULL;
+    }
     old = qatomic_fetch_or(word, (uint64_t)(GIVEN | BUSY) << shift);
     bits = old >> shift;
     return bits & BUSY ? XEN_MEMSHR_GFN_BUSY :
@@ -57,19 +87,21 @@ XenMemshrGfn xen_memshr_gfn_begin(uint64_t gfn)
 void xen_memshr_gfn_end(uint64_t gfn)
 {
     unsigned shift;
-    uint64_t *word = gfn_word(gfn, &shift);
+    uint64_t *word = gfn_word(gfn, &shift);     /* begun, so it is there */
 
     qatomic_and(word, ~((uint64_t)BUSY << shift));
 }
 
 bool xen_memshr_gfn_given(uint64_t gfn)
 {
-    uint64_t *words = qatomic_read(&record.words);
+    uint64_t *word;
+    unsigned shift;
 
-    if (!words || gfn >= MAX_GFNS) {
+    if (!qatomic_load_acquire(&record.words) || gfn >= MAX_GFNS) {
         return false;
     }
-    return qatomic_read(&words[gfn / 32]) >> (gfn % 32 * 2) & GIVEN;
+    word = gfn_word(gfn, &shift);
+    return !word || qatomic_read(word) >> shift & GIVEN;
 }
 
 /* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
@@ -115,12 +147,24 @@ static void sweep(xc_interface *xc, int dirfd)
     }
 }
 
-static uint64_t *map_record(int dirfd, const xc_dominfo_t *info,
-                            Error **errp)
+/* A record under a name of its own, renamed when it is complete. */
+static int make_record(int dirfd, const char *name)
+{
+    int fd = openat(dirfd, "new", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC |
+                    O_NOFOLLOW, 0600);
+
+    if (fd >= 0 && (ftruncate(fd, RECORD_SIZE) < 0 ||
+                    renameat(dirfd, "new", dirfd, name) < 0)) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+static bool map_record(int dirfd, const xc_dominfo_t *info, Error **errp)
 {
     g_autofree char *name = record_name(info);
     int fd = openat(dirfd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    void *words = MAP_FAILED;
     struct stat st;
 
     if (fd < 0 && errno == ENOENT && info->nr_shared_pages) {
@@ -128,41 +172,29 @@ static uint64_t *map_record(int dirfd, const xc_dominfo_t *info,
                    "nobody can say which; restart the domain, and let nothing "
                    "but dedup-share share its memory", info->domid,
                    info->nr_shared_pages);
-        return NULL;
+        return false;
     }
     if (fd < 0 && errno == ENOENT) {
-        /* it gets its name when it is complete */
-        fd = openat(dirfd, "new", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC |
-                    O_NOFOLLOW, 0600);
-        if (fd >= 0 && (ftruncate(fd, RECORD_SIZE) < 0 ||
-                        renameat(dirfd, "new", dirfd, name) < 0)) {
-            close(fd);
-            fd = -1;
-        }
+        fd = make_record(dirfd, name);
     }
-    if (fd >= 0 && !fstat(fd, &st)) {
+    if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_size != RECORD_SIZE)) {
+        close(fd);
+        fd = -1;
         errno = EINVAL;
-        if (st.st_size == RECORD_SIZE) {
-            words = mmap(NULL, RECORD_SIZE, PROT_READ | PROT_WRITE,
-                         MAP_SHARED, fd, 0);
-        }
     }
-    if (words == MAP_FAILED) {
+    if (fd < 0 || !dedup_sparse_open(&record.file, fd, RECORD_SIZE)) {
         error_setg_errno(errp, errno, "store: could not open '%s/%s'",
                          RECORD_DIR, name);
-        words = NULL;
+        return false;
     }
-    if (fd >= 0) {
-        close(fd);
-    }
-    return words;
+    return true;
 }
 
 bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp)
 {
     DedupDir dir;
     xc_dominfo_t info;
-    uint64_t *words = NULL;
+    bool ok = false;
 
     if (record.words) {
         assert(record.domid == domid);
@@ -175,13 +207,12 @@ bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp)
     if (get_info(xc, domid, &info) != 1) {
         error_setg(errp, "store: there is no domain %" PRIu32, domid);
     } else {
-        words = map_record(dir.fd, &info, errp);
+        ok = map_record(dir.fd, &info, errp);
     }
     dedup_dir_close(&dir);
-    if (!words) {
-        return false;
+    if (ok) {
+        record.domid = domid;
+        qatomic_store_release(&record.words, record.file.base);
     }
-    record.domid = domid;
-    qatomic_set(&record.words, words);
-    return true;
+    return ok;
 }

@@ -62,6 +62,71 @@ void xen_memshr_calls_make(XenMemshrCalls *c);
 /* The handle that a nomination returned. */
 uint64_t xen_memshr_handle(XenMemshrCalls *c, unsigned i);
 
+/* --- store-domain.c: the domain that owns the frames ------------------- */
+
+#define MEMSHR_GFN_BASE 0x10000ULL  /* the gfn of slot 0 */
+
+typedef struct XenStoreDomain {
+    uint32_t domid;
+    uint32_t nframes;
+    uint64_t spare_handle;      /* of the frame behind the last slot */
+    /*
+     * That frame, mapped read-only.  As long as somebody maps a page of it
+     * even a destroyed domain keeps its domid, so that no other can be taken
+     * for it.
+     */
+    void *pin;
+} XenStoreDomain;
+
+static inline uint64_t xen_store_gfn(uint32_t slot)
+{
+    return MEMSHR_GFN_BASE + slot;
+}
+
+/*
+ * Make a store domain for @nframes frames, named after @group in xenstore so
+ * that the toolstack can list it, or attach to the one that @id names.  A new
+ * one gets the handle id->uuid; the rest of @id is filled in.
+ */
+bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
+                             xenforeignmemory_handle *fmem, const char *group,
+                             uint32_t nframes, DedupStoreId *id,
+                             Error **errp);
+bool xen_store_domain_attach(XenStoreDomain *d, xc_interface *xc,
+                             xenforeignmemory_handle *fmem, uint32_t nframes,
+                             const DedupStoreId *id, Error **errp);
+void xen_store_domain_detach(XenStoreDomain *d, xenforeignmemory_handle *fmem);
+/* Destroy it.  Guests that share its frames keep their content. */
+void xen_store_domain_destroy(xc_interface *xc, uint32_t domid);
+/* Destroy all domains with the handle @uuid. */
+void xen_store_domain_reap(xc_interface *xc, const uint8_t uuid[16]);
+
+/* --- store.c, probe.c, give.c: the store --------------------------------- */
+
+struct DedupStore {
+    XenStoreDomain domain;
+    xc_interface *xc;
+    xenforeignmemory_handle *fmem;
+
+    QemuMutex lock;             /* protects all below; held for a batch */
+    XenMemshrCalls calls;
+    DedupStoreCounters counters;
+    uint64_t other_hypercalls;
+    uint64_t other_system_calls;
+};
+
+/* Account for @n calls made through libxenctrl or libxenforeignmemory. */
+static inline void xen_memshr_count_calls(DedupStore *s, unsigned n,
+                                          unsigned system_calls)
+{
+    s->other_hypercalls += n;
+    s->other_system_calls += system_calls;
+}
+
+/* DedupStoreOps.probe and .give */
+bool xen_memshr_probe(Error **errp);
+void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n);
+
 /* --- domain.c: which gfns of this QEMU's guest were ever given --------- */
 
 /*
@@ -80,6 +145,7 @@ uint64_t xen_memshr_handle(XenMemshrCalls *c, unsigned i);
  */
 typedef enum XenMemshrGfn {
     XEN_MEMSHR_GFN_BUSY,        /* refused */
+    XEN_MEMSHR_GFN_FULL,        /* refused: no memory to remember it in */
     XEN_MEMSHR_GFN_FRESH,       /* begun; was never given, so is private */
     XEN_MEMSHR_GFN_GIVEN,       /* begun; may be shared: ask Xen */
 } XenMemshrGfn;
@@ -94,46 +160,25 @@ bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp);
 XenMemshrGfn xen_memshr_gfn_begin(uint64_t gfn);
 void xen_memshr_gfn_end(uint64_t gfn);
 
-/* Was @gfn ever given?  False if no record is open. */
+/* May @gfn ever have been given?  False if no record is open. */
 bool xen_memshr_gfn_given(uint64_t gfn);
 
-/* --- store-domain.c: the domain that owns the frames ------------------- */
-
-#define MEMSHR_GFN_BASE 0x10000ULL  /* the gfn of slot 0 */
-
-typedef struct XenStoreDomain {
-    uint32_t domid;
-    uint32_t nframes;
-    uint64_t spare_handle;      /* of the frame behind the last slot */
-} XenStoreDomain;
-
-static inline uint64_t xen_store_gfn(uint32_t slot)
-{
-    return MEMSHR_GFN_BASE + slot;
-}
-
 /*
- * Make a store domain for @nframes frames, named after @group in xenstore so
- * that the toolstack can list it, or attach to the one that @id names.
+ * Is the 2 MiB region around @gfn mapped by single pages for sure?  That stays
+ * so until the guest gives memory back, and xen_memshr_regions_changed() is
+ * called.  *epoch is for _set_split(), and is to be taken before splitting.
  */
-bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
-                             xenforeignmemory_handle *fmem, const char *group,
-                             uint32_t nframes, DedupStoreId *id,
-                             Error **errp);
-bool xen_store_domain_attach(XenStoreDomain *d, xc_interface *xc,
-                             uint32_t nframes, const DedupStoreId *id,
-                             Error **errp);
-/* Destroy it.  Guests that share its frames keep their content. */
-void xen_store_domain_destroy(xc_interface *xc, uint32_t domid);
-/* Destroy the domain that @id names, if there is still that one. */
-void xen_store_domain_reap(xc_interface *xc, const DedupStoreId *id);
+bool xen_memshr_region_is_split(uint64_t gfn, unsigned *epoch);
+void xen_memshr_region_set_split(uint64_t gfn, unsigned epoch);
+void xen_memshr_regions_changed(void);
 
 /* --- for the map cache: mapcache.c.inc, inside xen-mapcache.c ---------- */
 
 /*
  * Drop what the map cache holds of @gfn and does not use, so that it can be
  * nominated.  A mapping in use stays; Xen refuses the nomination then.
+ * Returns how many system calls that took.
  */
-void xen_memshr_mapcache_forget(uint64_t gfn);
+unsigned xen_memshr_mapcache_forget(uint64_t gfn);
 
 #endif /* HW_XEN_MEMSHR_H */

@@ -12,7 +12,6 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/units.h"
-#include "qemu/uuid.h"
 #include "hw/xen/xen_native.h"
 #include "memshr.h"
 #include "trace.h"
@@ -54,7 +53,20 @@ void xen_store_domain_destroy(xc_interface *xc, uint32_t domid)
     }
 }
 
-static bool find_domain(xc_interface *xc, const DedupStoreId *id)
+void xen_store_domain_reap(xc_interface *xc, const uint8_t uuid[16])
+{
+    xc_dominfo_t info;
+    uint32_t next = 0;
+
+    while (xc_domain_getinfo(xc, next, 1, &info) == 1) {
+        if (!info.dying && !memcmp(info.handle, uuid, sizeof(info.handle))) {
+            xen_store_domain_destroy(xc, info.domid);
+        }
+        next = info.domid + 1;
+    }
+}
+
+static bool is_there(xc_interface *xc, const DedupStoreId *id)
 {
     xc_dominfo_t info;
 
@@ -63,31 +75,45 @@ static bool find_domain(xc_interface *xc, const DedupStoreId *id)
            !memcmp(info.handle, id->uuid, sizeof(id->uuid));
 }
 
-void xen_store_domain_reap(xc_interface *xc, const DedupStoreId *id)
+/* Map the spare frame; see XenStoreDomain. */
+static bool pin(XenStoreDomain *d, xenforeignmemory_handle *fmem)
 {
-    if (find_domain(xc, id)) {
-        xen_store_domain_destroy(xc, id->domid);
-    }
+    xen_pfn_t spare = xen_store_gfn(d->nframes);
+
+    /* without an array for errors it succeeds as a whole or fails */
+    d->pin = xenforeignmemory_map(fmem, d->domid, PROT_READ, 1, &spare, NULL);
+    return d->pin;
 }
 
 bool xen_store_domain_attach(XenStoreDomain *d, xc_interface *xc,
-                             uint32_t nframes, const DedupStoreId *id,
-                             Error **errp)
+                             xenforeignmemory_handle *fmem, uint32_t nframes,
+                             const DedupStoreId *id, Error **errp)
 {
-    if (!find_domain(xc, id)) {
-        error_setg(errp, "store: the store domain %" PRIu32 " of this group "
-                   "was destroyed; end the group's guests to get a new one, "
-                   "or choose another group", id->domid);
-        return false;
-    }
     *d = (XenStoreDomain) {
         .domid = id->domid, .nframes = nframes, .spare_handle = id->word,
     };
-    return true;
+    /* pinned first: then it stays the one that is_there() has looked at */
+    if (pin(d, fmem) && is_there(xc, id)) {
+        return true;
+    }
+    xen_store_domain_detach(d, fmem);
+    error_setg(errp, "store: the store domain %" PRIu32 " of this group was "
+               "destroyed; end the group's guests to get a new one, or choose "
+               "another group", id->domid);
+    return false;
+}
+
+void xen_store_domain_detach(XenStoreDomain *d, xenforeignmemory_handle *fmem)
+{
+    if (d->pin) {
+        xenforeignmemory_unmap(fmem, d->pin, 1);
+        d->pin = NULL;
+    }
 }
 
 /* A bare domain, without memory. */
-static bool make_domain(XenStoreDomain *d, xc_interface *xc, QemuUUID *uuid)
+static bool make_domain(XenStoreDomain *d, xc_interface *xc,
+                        const uint8_t uuid[16])
 {
     struct xen_domctl_createdomain config = {
         .flags = XEN_DOMCTL_CDF_hvm | XEN_DOMCTL_CDF_hap,
@@ -98,13 +124,15 @@ static bool make_domain(XenStoreDomain *d, xc_interface *xc, QemuUUID *uuid)
         .arch.emulation_flags = XEN_X86_EMU_LAPIC,
     };
 
+    QEMU_BUILD_BUG_ON(sizeof(config.handle) != 16);
     memcpy(config.handle, uuid, sizeof(config.handle));
     d->domid = 0;
     return !xc_domain_create(xc, &d->domid, &config);
 }
 
 /* Let it hold the frames, and seal the spare one. */
-static bool equip_domain(XenStoreDomain *d, xc_interface *xc)
+static bool equip_domain(XenStoreDomain *d, xc_interface *xc,
+                         xenforeignmemory_handle *fmem)
 {
     xen_pfn_t spare = xen_store_gfn(d->nframes);
     uint64_t max_kb = ((uint64_t)d->nframes + 64) * (XC_PAGE_SIZE / KiB);
@@ -114,23 +142,21 @@ static bool equip_domain(XenStoreDomain *d, xc_interface *xc)
            !xc_memshr_control(xc, d->domid, 1) &&
            !xc_domain_setmaxmem(xc, d->domid, max_kb) &&
            !xc_domain_populate_physmap_exact(xc, d->domid, 1, 0, 0, &spare) &&
-           !xc_memshr_nominate_gfn(xc, d->domid, spare, &d->spare_handle);
+           !xc_memshr_nominate_gfn(xc, d->domid, spare, &d->spare_handle) &&
+           pin(d, fmem);
 }
 
 bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
                              xenforeignmemory_handle *fmem, const char *group,
                              uint32_t nframes, DedupStoreId *id, Error **errp)
 {
-    QemuUUID uuid;
-
-    d->nframes = nframes;
-    qemu_uuid_generate(&uuid);
-    if (!make_domain(d, xc, &uuid)) {
+    *d = (XenStoreDomain) { .nframes = nframes };
+    if (!make_domain(d, xc, id->uuid)) {
         error_setg_errno(errp, errno, "store: Xen refused to make the store "
                          "domain");
         return false;
     }
-    if (!equip_domain(d, xc)) {
+    if (!equip_domain(d, xc, fmem)) {
         error_setg_errno(errp, errno, "store: Xen has no memory for a store "
                          "of %" PRIu64 " bytes, or cannot share memory; try a "
                          "smaller store-size",
@@ -141,6 +167,5 @@ bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
     set_name(d->domid, group);
     id->domid = d->domid;
     id->word = d->spare_handle;
-    memcpy(id->uuid, &uuid, sizeof(id->uuid));
     return true;
 }

@@ -64,7 +64,8 @@ class Guest:
 
     dm_prefix runs the device model under a command, as in
     ["strace", "-f", "-c", "-o", "/logs/strace"]; cfg is text for the end of
-    xl.cfg; dm_args go to the device model as they are.
+    xl.cfg; dm_args go to the device model as they are; faults is a
+    faults.Faults.
     """
     memory = 32
     platform_pci = 0
@@ -72,7 +73,7 @@ class Guest:
     up_timeout = 90
 
     def __init__(self, lab, name, disks=(), memory=None, dm_prefix=(),
-                 dm_args=(), cfg=""):
+                 dm_args=(), cfg="", faults=None):
         self.lab = lab
         self.xen = lab.xen
         self.name = name
@@ -81,6 +82,7 @@ class Guest:
         self.disks = list(disks)
         self.dm_prefix, self.dm_args = list(dm_prefix), list(dm_args)
         self.cfg = cfg
+        self.faults = faults
         self.domid = None
         self.qmp_path = SCRATCH / f"{name}.qmp"
         self.serial_path = SCRATCH / f"{name}.serial"
@@ -116,8 +118,11 @@ class Guest:
 
     def write_config(self):
         wrapper = SCRATCH / f"{self.name}.dm"
+        q = qemu_command()
+        if self.faults:
+            q["environment"] += "\n" + self.faults.environment()
         wrapper.write_text(WRAPPER.format(prefix=" ".join(self.dm_prefix),
-                                          **qemu_command()))
+                                          **q))
         wrapper.chmod(0o755)
         config = XL_CFG.format(
             name=self.name, memory=self.memory, serial=self.serial(),

@@ -122,7 +122,7 @@ int lab_pause(uint32_t domid, int pause)
  * An empty domain, without memory: a PV one, or an HVM one that could have a
  * device passed through.  Returns its domid.
  */
-int lab_create(int hvm, int iommu)
+int lab_create(int hvm, int iommu, const void *uuid)
 {
     struct xen_domctl_createdomain config = {
         .flags = (hvm ? XEN_DOMCTL_CDF_hvm | XEN_DOMCTL_CDF_hap : 0) |
@@ -134,7 +134,10 @@ int lab_create(int hvm, int iommu)
         .arch.emulation_flags = hvm ? XEN_X86_EMU_LAPIC : 0,
     };
     uint32_t domid = 0;
-    int rc = xc_domain_create(xc, &domid, &config);
+    int rc;
+
+    memcpy(config.handle, uuid, sizeof(config.handle));
+    rc = xc_domain_create(xc, &domid, &config);
 
     return rc ? check(rc) : domid;
 }

@@ -41,7 +41,7 @@ PROTOTYPES = {
     "lab_claim": (c_int, [c_uint32, c_uint64]),
     "lab_sharing": (c_int, [c_uint32, c_int]),
     "lab_pause": (c_int, [c_uint32, c_int]),
-    "lab_create": (c_int, [c_int, c_int]),
+    "lab_create": (c_int, [c_int, c_int, c_char_p]),
     "lab_destroy": (c_int, [c_uint32]),
     "lab_map_rw": (c_void_p, [c_uint32, c_uint64, c_int]),
     "lab_unmap": (c_int, [c_void_p, c_int]),
@@ -142,9 +142,9 @@ class Xen:
     def pause(self, domid, pause=True):
         self.call("pause", domid, int(pause))
 
-    def create(self, hvm=False, iommu=False):
+    def create(self, hvm=False, iommu=False, uuid=bytes(16)):
         """An empty domain; returns its domid."""
-        return self.call("create", int(hvm), int(iommu))
+        return self.call("create", int(hvm), int(iommu), uuid)
 
     def destroy(self, domid):
         self.call("destroy", domid)

@@ -6,7 +6,7 @@ CFLAGS = ["-O2", "-g", "-Wall", "-Wextra", "-Werror"]
 
 
 def programs(lab_dir):
-    """The folder with labxen.so and xen-facts."""
+    """The folder with labxen.so, labfault.so and xen-facts."""
     dom0, guest = lab_dir / "dom0", lab_dir / "guest"
 
     def make(out, log):
@@ -17,5 +17,8 @@ def programs(lab_dir):
         cache.run(log, *gcc, "-o", out / "xen-facts", dom0 / "xen-facts.c",
                   "-lxenctrl", "-lxenforeignmemory", "-lxencall")
 
+        cache.run(log, *gcc, "-shared", "-fPIC", "-o", out / "labfault.so",
+                  dom0 / "labfault.c")
+
     return cache.step("dom0-tools", make, dom0 / "labxen.c",
-                      dom0 / "xen-facts.c", guest / "mailbox.h")
+                      dom0 / "labfault.c", dom0 / "xen-facts.c", guest / "mailbox.h")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bad input and bad hosts: one clear error each, and nothing left behind."""
+import hashlib
 import os
 import struct
 
 import probe
-from labdom0 import DATA_GFN
+from labdom0 import DATA_GFN, Disk
 
 BOOT = {"xen": "sharing", "fast": True, "timeout": 300}
 
@@ -22,6 +23,8 @@ def run(lab):
     probe.refused(lab, domid, "", ["store:", "dm_restrict"],
                   ["-xen-domid-restrict"])
     check_pv(lab)
+    check_nested(lab)
+    check_orphan(lab, domid)
     for name in ("a/b", ".xen", "x" * 33):
         probe.refused(lab, domid, f",group={name}", ["group:", name])
     for size in (0, 6000, 1 << 45):
@@ -38,6 +41,34 @@ def check_pv(lab):
     domid = lab.xen.create(hvm=False)
     probe.refused(lab, domid, "", ["store:", "PV guest"])
     lab.xen.destroy(domid)
+
+
+def check_nested(lab):
+    """Xen 4.17 would panic when it shares a page of such a guest."""
+    nested = lab.tiny("nested", [Disk(filter=False)], cfg="nestedhvm = 1\n")
+    nested.start(wait=False)
+    probe.refused(lab, nested.domid, "", ["store:", "nestedhvm=0"])
+    nested.destroy()
+
+
+def check_orphan(lab, domid):
+    """A store domain whose QEMU was killed before it made an index."""
+    group = probe.INDEX_DIR / "orphan"
+    group.mkdir(mode=0o700)
+    st = group.stat()
+    uuid = bytearray(hashlib.sha256(b"dedup-share" + struct.pack(
+        "=QQ", st.st_dev, st.st_ino)).digest()[:16])
+    uuid[6] = uuid[6] & 0x0f | 0x80
+    uuid[8] = uuid[8] & 0x3f | 0x80
+    orphan = lab.xen.create(hvm=True, uuid=bytes(uuid))
+    other = lab.xen.create(hvm=True)
+    code, text, stats = probe.run(domid, ",store=xen,group=orphan,"
+                                         "store-size=1048576")
+    lab.equal((code, text, stats["store"]), (0, "", "xen"), "its group works")
+    lab.equal((lab.xen.domain(orphan), lab.xen.domain(other) is not None),
+              (None, True), "the orphan is gone, the other domain is not")
+    lab.xen.destroy(other)
+    lab.check(not group.exists(), "its folder is gone")
 
 
 def header(magic, version):

@@ -41,9 +41,10 @@ def run(lab):
     lab.equal([one.references(g) for g in GFNS], [3] * 16,
               "store, one and two hold each frame")
     store = s["store-stats"]
-    lab.equal((store["given-plain"], store["plain-hypercalls"],
-               store["give-system-calls"]), (16, 32, 2),
-              "two hypercalls a hit, two system calls for 16 hits")
+    lab.equal((store["given-fresh"], store["fresh-hypercalls"]), (16, 32),
+              "two hypercalls a hit")
+    lab.equal((store["give-hypercalls"], store["give-system-calls"]), (33, 3),
+              "with one for the region, and two multicalls for 16 hits")
 
     one.poke(GFNS[3], 8, 0xdeadbeef)
     lab.equal(one.word(GFNS[3], 8), 0xdeadbeef, "the writer sees its write")

@@ -21,7 +21,8 @@ def run(lab):
     two.read_pages(200, GFNS)
     two.expect_blocks(GFNS, 200, "a miss onto shared pages")
     one.expect_blocks(GFNS, 100, "the other sharer's pages")
-    lab.equal(change.of("given-replaced", "given-plain"), (16, 0),
+    lab.equal(change.of("given-replaced", "given-again", "given-fresh"),
+              (16, 0, 0),
               "pages replaced, not shared onto")
     lab.equal([one.references(g) for g in GFNS], [2] * 16,
               "the frames that were there have one sharer less")
@@ -42,8 +43,9 @@ def check_mixture(lab, one, two):
     change = Change(two)
     two.read_pages(300, pages)
     two.expect_blocks(pages, 300, "a mixture of pages")
-    lab.equal(change.of("given-replaced", "given-plain"), (1, 3),
-              "only the page that was shared is replaced")
+    lab.equal(change.of("given-replaced", "given-again", "given-fresh"),
+              (1, 1, 2), "only the page that was shared is replaced")
+    lab.equal(change.of("fresh-hypercalls"), 4, "two for each fresh page")
     one.expect_blocks(GFNS, 200, "the other guest's pages")
 
 

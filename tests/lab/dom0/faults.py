@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rules for a device model whose calls to Xen are to fail; see labfault.c."""
+import ctypes
+import mmap
+from ctypes import c_int32, c_uint32
+
+from disks import SCRATCH
+
+(NOMINATE, SHARE, PLUG, COUNT, DECREASE, MULTICALL, STORE_POPULATE, STORE_MAP,
+ HOLE_POPULATE, HOLE_SPARE, SPLIT) = range(1, 12)
+RULES = 4
+
+
+class Rule(ctypes.Structure):
+    _fields_ = [("kind", c_uint32), ("result", c_int32),
+                ("delay_ms", c_uint32), ("skip", c_uint32),
+                ("count", c_uint32), ("done", c_uint32)]
+
+
+class Faults:
+    """Give it to a guest: lab.tiny("g1", faults=Faults("g1"))."""
+
+    def __init__(self, name):
+        self.path = SCRATCH / f"{name}.fault"
+        self.path.write_bytes(bytes(mmap.PAGESIZE))
+        with open(self.path, "r+b") as f:
+            self.memory = mmap.mmap(f.fileno(), mmap.PAGESIZE)
+        self.rules = (Rule * RULES).from_buffer(self.memory)
+
+    def environment(self):
+        return (f"export LABFAULT={self.path} "
+                "LD_PRELOAD=/t/bin/labfault.so")
+
+    def set(self, *rules):
+        """Each rule: a kind, and fields of Rule.  None: no faults."""
+        for i in range(RULES):
+            self.rules[i].kind = 0
+        for slot, (kind, fields) in zip(self.rules, rules):
+            for name, value in {"result": 0, "delay_ms": 0, "skip": 0,
+                                "count": 1 << 30, "done": 0,
+                                **fields}.items():
+                setattr(slot, name, value)
+            slot.kind = kind
+
+    def done(self):
+        return [r.done for r in self.rules]

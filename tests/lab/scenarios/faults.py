@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Operations that Xen refuses, each in turn: bytes stay right, and it goes on."""
+import errno
+import time
+
+import faults as f
+from dedup import Change
+from faults import Faults
+from labdom0 import DATA_GFN
+
+BOOT = {"xen": "sharing", "fast": True, "timeout": 240}
+
+N = 16
+FRESH = 0x1000                  # gfns that were never given a frame
+GFNS = range(DATA_GFN, DATA_GFN + N)
+
+# what fails, for how many of the pages, and the counter that says so
+ONTO_FRESH = (
+    ("nominate: no memory", [(f.NOMINATE, {"result": -errno.ENOMEM})],
+     "failed", N),
+    ("nominate: one is mapped", [(f.NOMINATE, {"result": -errno.E2BIG,
+                                               "skip": 5, "count": 1})],
+     "mapped", 1),
+    ("share: the guest wrote", [(f.SHARE, {"result": 9, "count": 3})],
+     "changed", 3),
+    ("share: the frame is gone", [(f.SHARE, {"result": 10, "skip": N - 1})],
+     "evicted", 1),
+    ("share: something else", [(f.SHARE, {"result": -errno.EIO})],
+     "failed", N),
+    ("all multicalls", [(f.MULTICALL, {"result": errno.EFAULT})],
+     "failed", N),
+    ("the second multicall", [(f.MULTICALL, {"result": errno.EFAULT,
+                                             "skip": 1})],
+     "failed", N),
+)
+ONTO_SHARED = (
+    ("count", [(f.COUNT, {"result": -errno.EIO, "count": 4})], "failed", 4),
+    ("decrease", [(f.DECREASE, {"result": 1})], "changed", N),
+    ("plug, hole filled", [(f.PLUG, {"result": -errno.ENOMEM})], "failed", N),
+    ("plug of one", [(f.PLUG, {"result": 10, "skip": 7, "count": 1})],
+     "evicted", 1),
+    ("plug, and no memory: the spare frame",
+     [(f.PLUG, {"result": -errno.ENOMEM}),
+      (f.HOLE_POPULATE, {"result": errno.ENOMEM})], "failed", N),
+    ("all multicalls", [(f.MULTICALL, {"result": errno.EFAULT})],
+     "failed", N),
+)
+FILLS = (
+    ("populate", [(f.STORE_POPULATE, {"result": errno.ENOMEM})],
+     "store-full", N),
+    ("map", [(f.STORE_MAP, {"result": errno.EFAULT, "count": 1})],
+     "failed", N),
+    ("seal", [(f.NOMINATE, {"result": -errno.ENOMEM, "skip": 3, "count": 1})],
+     "store-full", N),
+)
+
+
+def run(lab):
+    broken = Faults("g2")
+    one, two = lab.tiny("g1"), lab.tiny("g2", faults=broken)
+    lab.start_all(one, two)
+    one.read_pages(100, GFNS)
+    for i, case in enumerate(ONTO_FRESH):
+        check_case(lab, two, broken, case, 100,
+                   range(FRESH + i * N, FRESH + (i + 1) * N))
+    check_split(lab, two, broken)
+    for i, case in enumerate(ONTO_SHARED):
+        two.read_pages(100 if i % 2 else 200, GFNS)
+        lab.equal(two.references(GFNS[0]) is not None, True, "it shares")
+        check_case(lab, two, broken, case, 200 if i % 2 else 100, GFNS)
+    for i, case in enumerate(FILLS):
+        check_case(lab, two, broken, case, 1000 + i * N, GFNS)
+    check_peek(lab, two, broken)
+    check_late(lab, one, two, broken)
+    one.expect_blocks(GFNS, 100, "the other guest, after all of it")
+
+
+def check_case(lab, guest, broken, case, block, gfns):
+    """Read while it fails, and once more when it does not."""
+    what, rules, counter, failing = case
+    change = Change(guest)
+    broken.set(*rules)
+    guest.read_pages(block, gfns)
+    done = broken.done()
+    broken.set()
+    lab.check(all(done[:len(rules)]), f"{what}: it failed {done} times")
+    guest.expect_blocks(gfns, block, f"{what}: while it fails")
+    lab.equal(change.of(counter, "blocks-given"), (failing, N - failing),
+              f"{what}: {counter}, given")
+    guest.poke(gfns[0], 4, 0x1234)
+    lab.equal(guest.word(gfns[0], 4), 0x1234, f"{what}: the page is RAM")
+    change = Change(guest)
+    guest.read_pages(block, gfns)
+    guest.expect_blocks(gfns, block, f"{what}: later")
+    lab.equal(change.of("blocks-given"), N, f"{what}: all are given later")
+
+
+def check_split(lab, guest, broken):
+    """Splitting a large mapping fails; that is tried once in a region."""
+    guest.hmp("info dedup")
+    gfns = range(0x1e00, 0x1e00 + N)
+    check_case(lab, guest, broken,
+               ("split", [(f.SPLIT, {"result": errno.ENOMEM})], "failed", N),
+               100, gfns)
+
+
+def check_peek(lab, guest, broken):
+    """Copying from the store fails."""
+    change = Change(guest)
+    broken.set((f.STORE_MAP, {"result": errno.EFAULT}))
+    guest.read_pio(100 * 8, 8, GFNS[0])
+    broken.set()
+    guest.expect_blocks([GFNS[0]], 100, "what could not be copied")
+    lab.equal(change.of("blocks-copied"), 0, "nothing was copied")
+    lab.check(change.of("bytes-passed") > 0, "it was read")
+
+
+def check_late(lab, one, two, broken):
+    """A slow give: the guest sees its read complete after it, not before."""
+    gfns = range(FRESH + 0x200, FRESH + 0x200 + N)
+    for kind, pages in ((f.NOMINATE, gfns), (f.SHARE, range(0x1400, 0x1410)),
+                        (f.PLUG, gfns)):
+        broken.set((kind, {"delay_ms": 400, "skip": 3, "count": 1}))
+        begin = time.monotonic()
+        two.read_pages(100 if kind != f.PLUG else 200, pages)
+        took = time.monotonic() - begin
+        held = [two.references(g) is not None for g in pages]
+        lab.check(took >= 0.4, f"the read took {took:.2f} s")
+        lab.equal(held, [True] * N, "and then all its pages are frames")
+        two.expect_blocks(pages, 100 if kind != f.PLUG else 200, "its bytes")
+        broken.set()
