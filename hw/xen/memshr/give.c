@@ -135,13 +135,13 @@ static void fill_hole(DedupStore *s, uint64_t gfn)
 
     xen_memshr_count_calls(s, 1, 1);
     rc = xc_domain_populate_physmap_exact(s->xc, xen_domid, 1, 0, 0, &pfn);
-    trace_xen_memshr_hole(gfn, "populate", rc);
+    trace_xen_memshr_hole(gfn, "populate", rc ? errno : 0);
     if (rc) {
         xen_memshr_count_calls(s, 1, 1);
         rc = xc_memshr_add_to_physmap(s->xc, s->domain.domid,
                                       xen_store_gfn(s->domain.nframes),
                                       s->domain.spare_handle, xen_domid, gfn);
-        trace_xen_memshr_hole(gfn, "spare", rc);
+        trace_xen_memshr_hole(gfn, "spare", rc ? errno : 0);
     }
     if (rc) {
         error_report("dedup-share: domain %u has lost its frame 0x%" PRIx64

@@ -156,7 +156,7 @@ def check_snapshot(lab, disk, round):
 def check_stream(lab, disk):
     """All of the base is copied into the overlay, under the guest."""
     guest = disk.guest
-    guest.qmp("block-stream", job_id="s", device="dedup1",
+    guest.qmp("block-stream", job_id="s", device="overlay1",
               speed=32 << 20, auto_dismiss=False)
     disk.write(11)
     disk.check("while it streams")
