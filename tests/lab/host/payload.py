@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from . import cache, dom0, guests, tools
+from . import cache, dom0, examples, guests, tools
 
 FREE = 8 << 20
 QEMU = "qemu-system-x86_64"
@@ -62,6 +62,7 @@ def image(lab_dir, qemu):
     boot_disks = [guests.tiny(lab_dir) / "tiny-boot.img",
                   guests.linux(lab_dir) / "linux-boot.img"]
     model = device_model(qemu, root) if qemu else None
+    page = lab_dir.parent.parent / "docs/system/dedup-share.rst"
 
     def make(out, log):
         tree = out / "tree"
@@ -69,6 +70,7 @@ def image(lab_dir, qemu):
         copy_python(lab_dir / "dom0", tree / "dom0")
         copy_python(lab_dir / "scenarios", tree / "scenarios")
         shutil.copytree(programs, tree / "bin")
+        examples.write(page, tree / "examples")
         (tree / "guests").mkdir()
         for disk in boot_disks:
             shutil.copy(disk, tree / "guests" / disk.name)
@@ -81,5 +83,5 @@ def image(lab_dir, qemu):
         shutil.rmtree(tree)
 
     return cache.step("payload", make, lab_dir / "dom0",
-                      lab_dir / "scenarios", programs, *boot_disks,
+                      lab_dir / "scenarios", page, programs, *boot_disks,
                       model or "Debian's") / "payload.ext4"

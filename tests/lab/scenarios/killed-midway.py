@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A device model is killed at each step of a read; the others go on."""
+import faults as f
+from dedup import Change
+from faults import Faults
+from labdom0 import DATA_GFN, pages_of
+
+BOOT = {"xen": "sharing", "fast": True, "timeout": 300}
+
+N = 16
+GFNS = range(DATA_GFN, DATA_GFN + N)
+MISS = 5000
+# a step, which one of the read, and the read: a miss, a hit, onto shared pages
+STEPS = (
+    ("before frames are made", f.STORE_POPULATE, 0, "miss"),
+    ("before they are mapped to be filled", f.STORE_MAP, 0, "miss"),
+    ("before they are sealed", f.NOMINATE, 0, "miss"),
+    ("before pages are nominated", f.NOMINATE, 0, "hit"),
+    ("before frames are shared onto them", f.SHARE, 0, "hit"),
+    ("before references are counted", f.COUNT, 0, "again"),
+    ("before pages are replaced", f.PLUG, 0, "again"),
+)
+
+
+def run(lab):
+    one = lab.tiny("g1")
+    one.start()
+    one.read_pages(100, GFNS)
+    one.read_pages(200, GFNS)
+    for i, (what, kind, skip, read) in enumerate(STEPS):
+        block = MISS + i * N if read == "miss" else 100
+        kill(lab, f"victim{i}", kind, skip, block, read == "again")
+        lab.note(f"killed {what}")
+        change = Change(one)
+        for _ in range(2):
+            one.read_pages(block, GFNS)
+            one.expect_blocks(GFNS, block, f"killed {what}")
+        lab.equal(change.of("blocks-given"), 2 * N, "sharing goes on")
+    two = lab.tiny("g2")
+    two.start()
+    for i in range(len(STEPS)):
+        two.read_pages(MISS + i * N, GFNS)
+        two.expect_blocks(GFNS, MISS + i * N, "a guest that came later")
+        lab.equal(two.shared(), N, "it shares")
+
+
+def kill(lab, name, kind, skip, block, again):
+    """A guest whose device model dies within a read; it is then destroyed."""
+    broken = Faults(name)
+    victim = lab.tiny(name, faults=broken)
+    victim.start()
+    if again:
+        victim.read_pages(200, GFNS)
+    broken.set((kind, {"delay_ms": 60000, "skip": skip, "count": 1}))
+    victim.start_read(block * 8, pages_of(GFNS))
+    lab.eventually(lambda: broken.done()[0], "it is there")
+    victim.kill_dm()
+    victim.destroy()
