@@ -49,4 +49,4 @@ lint:
 
 sanitize: deps
 	@scripts/build-qemu --flavour asan
-	@scripts/check --fast --build $(CACHE)/build-asan
+	@scripts/check --fast --sanitized --build $(CACHE)/build-asan

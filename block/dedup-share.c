@@ -562,6 +562,29 @@ bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,
     return g->ops->resolve(g->store, mr, offset, dest);
 }
 
+bool dedup_share_resolve_grant(BlockBackend *blk, uint32_t ref, uint16_t peer,
+                               DedupDest *dest)
+{
+    BDRVDedupShareState *s = blk_bs(blk)->opaque;
+    DedupGroup *g = s->group;
+
+    return g->ops->resolve_grant &&
+           g->ops->resolve_grant(g->store, ref, peer, dest);
+}
+
+void dedup_share_grants_changed(BlockBackend *blk)
+{
+    BlockDriverState *bs = blk_bs(blk);
+    BDRVDedupShareState *s;
+
+    if (bs && bs->drv == &bdrv_dedup_share) {
+        s = bs->opaque;
+        if (s->group && s->group->ops->grants_changed) {
+            s->group->ops->grants_changed(s->group->store);
+        }
+    }
+}
+
 static void *read_alloc(void *opaque, size_t size)
 {
     BlockDriverState *bs = opaque;
@@ -624,16 +647,49 @@ void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why)
     stat64_add(&s->counters.results[why], n);
 }
 
+/* Does QEMU map one of @pages, so that the main loop has to let it go? */
+static bool any_held(DedupGroup *g, const DedupPage *pages, unsigned n)
+{
+    unsigned i;
+
+    for (i = 0; g->ops->held && i < n; i++) {
+        if (pages[i].result == DEDUP_GIVEN &&
+            g->ops->held(g->store, &pages[i].dest)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* From an iothread: have the main loop let go of what QEMU maps of @pages. */
+static void coroutine_fn let_go(DedupGroup *g, const DedupPage *pages,
+                                unsigned n)
+{
+    AioContext *ctx = qemu_get_current_aio_context();
+    unsigned i;
+
+    if (qemu_in_main_thread() || !any_held(g, pages, n)) {
+        return;
+    }
+    aio_co_reschedule_self(qemu_get_aio_context());
+    for (i = 0; i < n; i++) {
+        if (pages[i].result == DEDUP_GIVEN) {
+            g->ops->let_go(g->store, &pages[i].dest);
+        }
+    }
+    aio_co_reschedule_self(ctx);
+}
+
 void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
                                       unsigned n)
 {
-    BlockDriverState *bs;
-    BDRVDedupShareState *s;
+    BlockDriverState *bs = blk_bs(blk);
+    BDRVDedupShareState *s = bs->opaque;
     unsigned i, batch;
 
+    /* the request is in flight: neither node nor group change until its end */
+    let_go(s->group, pages, n);
     GRAPH_RDLOCK_GUARD();
-    bs = blk_bs(blk);
-    s = bs->opaque;
     stat64_add(&s->counters.blocks_read, n);
     for (i = 0; i < n; i += batch) {
         batch = MIN(n - i, DEDUP_BATCH);

@@ -85,6 +85,45 @@ DATAPATH = [
      "    xen_memshr_invalidate(mc);\n"),
 ]
 
+# The same for PV disks; and a property that puts a filter over them.
+PV_DISKS = [
+    ('include/hw/xen/xen-block.h', 'after',
+     r'^#include "hw/xen/xen-bus\.h"\n',
+     '#include "hw/xen/dedup-share-disk.h"\n'),
+    ('include/hw/xen/xen-block.h', 'after',
+     r'^    unsigned int max_ring_page_order;\n',
+     "    DEDUP_SHARE_DISK_FIELDS\n"),
+    ('hw/block/xen-block.c', 'after',
+     r'^static const Property xen_block_props\[\] = \{\n',
+     "    DEDUP_SHARE_DISK_PROP\n"),
+    ('hw/block/xen-block.c', 'before',
+     r'^    if \(!blkconf_apply_backend_options\(conf, '
+     r'blockdev->info & VDISK_READONLY,\n',
+     "    DEDUP_SHARE_DISK_REALIZE(&blockdev->props, errp);\n"),
+    ('hw/block/xen-block.c', 'after',
+     r'^    blockdev->dataplane = NULL;\n',
+     "    DEDUP_SHARE_DISK_UNREALIZE(&blockdev->props);\n"),
+    ('hw/block/dataplane/xen-block.c', 'after',
+     r'^    QEMUIOVector v;\n    void \*buf;\n    size_t size;\n',
+     "    unsigned dedup_given;\n"),
+    ('hw/block/dataplane/xen-block.c', 'before',
+     r'^static int xen_block_copy_request\(XenBlockRequest \*request\)\n',
+     '#include "hw/xen/memshr/xen-block.c.inc"\n\n'),
+    ('hw/block/dataplane/xen-block.c', 'before',
+     r'^    xen_device_copy_grant_refs\(xendev, to_domain, segs, count, '
+     r'&local_err\);\n',
+     "    count = xen_block_dedup_left(request, segs, count);\n"
+     "    if (!count) { return 0; }\n"),
+    ('hw/block/dataplane/xen-block.c', 'before',
+     r'^        blk_aio_preadv\(dataplane->blk, request->start, '
+     r'&request->v, 0,\n',
+     "        if (xen_block_dedup_read(request)) { break; }\n"),
+    ('hw/block/dataplane/xen-block.c', 'before',
+     r'^    g_free\(dataplane->ring_ref\);\n'
+     r'    dataplane->ring_ref = NULL;\n\}\n',
+     "    xen_block_dedup_stop(dataplane);\n"),
+]
+
 TESTS = [
     ('tests/unit/meson.build', 'before', r"^test_env = environment\(\)\n",
      "tests += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
@@ -102,4 +141,4 @@ DOCS = [
      "   dedup-share\n"),
 ]
 
-HOOKS = BUILD + QAPI + DATAPATH + TESTS + DOCS
+HOOKS = BUILD + QAPI + DATAPATH + PV_DISKS + TESTS + DOCS

@@ -121,8 +121,6 @@ static void collect(DedupDMA *req)
         collect_part(req, &req->sg->sg[i], pos);
         pos += req->sg->sg[i].len;
     }
-    dedup_share_skip(req->blk, count_blocks(req->sg, req->offset) - req->npages,
-                     DEDUP_UNALIGNED);
 }
 
 /* Copy @bytes for @offset on from @buf to where the list wants them. */
@@ -257,7 +255,10 @@ BlockAIOCB *dedup_share_dma_read(BlockBackend *blk, QEMUSGList *sg,
     req->returned = req->done = false;
     collect(req);
     trace_dedup_dma_read(req, offset, sg->size, req->npages);
-    if (!req->npages) {
+    if (req->npages) {
+        dedup_share_skip(blk, count_blocks(sg, offset) - req->npages,
+                         DEDUP_UNALIGNED);
+    } else {
         blk_dec_in_flight(blk);
         g_free(req->pages);
         qemu_aio_unref(req);

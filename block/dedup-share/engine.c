@@ -75,6 +75,17 @@ static void record(DedupRead *r, DedupBlock **blocks, const uint32_t *slots,
     }
 }
 
+/*
+ * If the host has no memory for a frame, what was read for it is read once more
+ * in the ordinary way.  So then nothing is tried for a while.
+ */
+#define FULL_US G_USEC_PER_SEC
+
+static bool is_full(DedupGroup *g)
+{
+    return g_get_monotonic_time() < stat64_get(&g->full_until);
+}
+
 /* Read a run of @n missed blocks that follow each other into frames. */
 static void coroutine_fn fill_run(DedupRead *r, DedupBlock **blocks,
                                   unsigned n)
@@ -83,7 +94,7 @@ static void coroutine_fn fill_run(DedupRead *r, DedupBlock **blocks,
     uint32_t slots[DEDUP_BATCH];
     uint64_t words[DEDUP_BATCH];
     uint64_t first = blocks[0]->number;
-    unsigned got = dedup_index_alloc(&g->index, slots, n);
+    unsigned got = is_full(g) ? 0 : dedup_index_alloc(&g->index, slots, n);
     void *buf;
     int ret;
 
@@ -103,6 +114,9 @@ static void coroutine_fn fill_run(DedupRead *r, DedupBlock **blocks,
     if (ret < 0) {
         if (ret != -ENOTRECOVERABLE) {
             release_slots(g, slots, got);
+        }
+        if (ret == -ENOMEM) {
+            stat64_set(&g->full_until, g_get_monotonic_time() + FULL_US);
         }
         set_results(blocks, got,
                     ret == -ENOMEM ? DEDUP_STORE_FULL : DEDUP_FAILED);

@@ -11,6 +11,7 @@
 #define DEDUP_SHARE_GROUP_H
 
 #include "index-dir.h"
+#include "qemu/stats64.h"
 
 typedef struct DedupGroup {
     char *name;
@@ -20,6 +21,7 @@ typedef struct DedupGroup {
     DedupStore *store;
     DedupIndex index;
     DedupDir dir;
+    Stat64 full_until;          /* monotonic time, us; no fill before that */
     QLIST_ENTRY(DedupGroup) next;
 } DedupGroup;
 

@@ -19,6 +19,8 @@ enum { LOCK_DOOR, LOCK_MEMBER };
 /* Joining and leaving take milliseconds; ten seconds' wait is a sick host. */
 #define DOOR_TRIES 1000
 #define DOOR_WAIT_US 10000
+/* A guest may be running when its last node is closed: it waits a second. */
+#define LEAVE_TRIES 100
 
 bool dedup_group_name_ok(const char *group, Error **errp)
 {
@@ -194,6 +196,7 @@ static bool reclaim(DedupDir *dir, DedupReap *reap,
     if (!only_ours(dir->path, errp)) {
         return false;
     }
+    reap(dir->uuid);            /* also if the index is no good */
     if (!faccessat(dir->fd, "index", F_OK, AT_SYMLINK_NOFOLLOW)) {
         if (!dedup_index_map(&index, dir->fd, dir->path, false, 0, NULL,
                              errp)) {
@@ -202,7 +205,6 @@ static bool reclaim(DedupDir *dir, DedupReap *reap,
         trace_dedup_index_reap(dir->path);
         dedup_index_unmap(&index);
     }
-    reap(dir->uuid);
     remove_files(dir);
     return true;
 }
@@ -260,11 +262,14 @@ static bool dir_lock(DedupDir *dir, const char *root, const char *name,
     return false;
 }
 
-/* Close, and remove the directories that we made, if they are empty. */
+/*
+ * Close, and remove the directories that we made, if they are empty.  If the
+ * door is not ours, @locked, somebody else is in it.
+ */
 static void dir_abandon(DedupDir *dir, const char *root, bool made_root,
-                        bool made)
+                        bool made, bool locked)
 {
-    if (made) {
+    if (made && locked) {
         unlinkat(dir->fd, "lock", 0);
         rmdir(dir->path);
     }
@@ -280,7 +285,7 @@ bool dedup_dir_lock(DedupDir *dir, const char *root, const char *name,
     bool made_root, made;
 
     if (!dir_lock(dir, root, name, &made_root, &made, errp)) {
-        dir_abandon(dir, root, made_root, made);
+        dir_abandon(dir, root, made_root, made, false);
         return false;
     }
     return true;
@@ -291,8 +296,9 @@ bool dedup_dir_join(DedupDir *dir, const char *root, const char *group,
                     Error **errp)
 {
     bool made_root, made;
+    bool locked = dir_lock(dir, root, group, &made_root, &made, errp);
 
-    if (dir_lock(dir, root, group, &made_root, &made, errp)) {
+    if (locked) {
         *alone = !qemu_lock_fd(dir->lock_fd, LOCK_MEMBER, 1, true);
         if (!*alone || reclaim(dir, reap, errp)) {
             /* with byte 0 held nobody has byte 1 exclusively: this works */
@@ -300,7 +306,7 @@ bool dedup_dir_join(DedupDir *dir, const char *root, const char *group,
             return true;
         }
     }
-    dir_abandon(dir, root, made_root, made);
+    dir_abandon(dir, root, made_root, made, locked);
     return false;
 }
 
@@ -315,7 +321,7 @@ bool dedup_dir_leave(DedupDir *dir)
      * Without the door's lock somebody may be joining: then we are not the
      * last, or whoever comes next finds what we leave and reclaims it.
      */
-    return door_lock(dir, DOOR_TRIES) &&
+    return door_lock(dir, LEAVE_TRIES) && lock_is_current(dir) &&
            !qemu_lock_fd(dir->lock_fd, LOCK_MEMBER, 1, true);
 }
 

@@ -75,24 +75,23 @@ static int open_file(int dirfd, const char *name, size_t *size)
 }
 
 /*
- * Map all of the index, with memory for all of it: a page that the tmpfs has
- * none for would be a SIGBUS to touch.  Closes @fd.  NULL with errno set.
+ * Map all of the index.  Closes @fd.  NULL with errno set.  @populate: see to it
+ * that there is memory for all of it, as a page that the tmpfs has none for
+ * would be a SIGBUS to touch.
  */
-static void *map_index(int fd, size_t size)
+static void *map_index(int fd, size_t size, bool populate)
 {
-    void *base = NULL;
-    int err = 0;
+    void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    int err = errno;
 
-    if (fallocate(fd, 0, 0, size) < 0) {
-        err = errno;
-    } else {
-        base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        if (base == MAP_FAILED) {
-            err = errno;
-            base = NULL;
-        }
-    }
     close(fd);
+    if (base == MAP_FAILED) {
+        base = NULL;
+    } else if (populate && madvise(base, size, MADV_POPULATE_WRITE) < 0) {
+        err = errno == EFAULT ? ENOSPC : errno;
+        munmap(base, size);
+        base = NULL;
+    }
     errno = err;
     return base;
 }
@@ -120,7 +119,7 @@ static bool index_make(DedupIndex *index, int dirfd, const char *what,
                         DEDUP_HEADER_SIZE);
     hdr.crc = index_crc(&hdr);
     fd = make_file(dirfd, "index.new", hdr.size, &hdr, sizeof(hdr));
-    index->hdr = fd < 0 ? NULL : map_index(fd, hdr.size);
+    index->hdr = fd < 0 ? NULL : map_index(fd, hdr.size, true);
     if (index->hdr && !renameat(dirfd, "index.new", dirfd, "index")) {
         return true;
     }
@@ -163,7 +162,7 @@ static bool index_attach(DedupIndex *index, int dirfd, const char *what,
     size_t size = 0;
     int fd = open_file(dirfd, "index", &size);
 
-    index->hdr = fd < 0 ? NULL : map_index(fd, size);
+    index->hdr = fd < 0 ? NULL : map_index(fd, size, false);
     if (!index->hdr) {
         if (errno == EINVAL) {
             error_setg(errp, "index-dir: '%s' holds a damaged or truncated "
@@ -420,7 +419,8 @@ DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
         return NULL;
     }
     if (!dedup_sparse_back(&map->file, 0)) {
-        error_setg_errno(errp, errno, "No memory for block map '%s'", name);
+        error_setg_errno(errp, errno, "No memory in the tmpfs for block map "
+                         "'%s'", name);
     } else if (!map_check(map->file.base, key, nblocks)) {
         error_setg(errp, "Block map '%s' is damaged", name);
     } else {

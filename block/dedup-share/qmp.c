@@ -17,6 +17,7 @@ static DedupShareNotGiven *not_given_new(DedupCounters *c)
     uint64_t *fields[DEDUP_RESULT__MAX] = {
         [DEDUP_UNALIGNED] = &n->unaligned,
         [DEDUP_NOT_RAM] = &n->not_ram,
+        [DEDUP_GRANT] = &n->grant,
         [DEDUP_REPEATED] = &n->repeated,
         [DEDUP_NO_LAYER] = &n->no_layer,
         [DEDUP_UNALLOCATED] = &n->unallocated,

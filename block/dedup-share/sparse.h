@@ -7,6 +7,7 @@
  * so their files are sparse.  But to touch a page of a mapped file for which
  * the tmpfs has no memory is a SIGBUS.  So: before a place is touched,
  * dedup_sparse_back() makes sure of its memory, or says that there is none.
+ * (MADV_POPULATE_WRITE, since Linux 5.14.)
  */
 
 #ifndef DEDUP_SHARE_SPARSE_H
@@ -18,14 +19,10 @@
 typedef struct DedupSparse {
     void *base;
     size_t size;
-    int fd;
     unsigned long *backed;      /* a bit a chunk; by qatomic_*() */
 } DedupSparse;
 
-/*
- * Map @size bytes of the file @fd, which is closed by dedup_sparse_close(), or
- * here if this fails, with errno set.
- */
+/* Map @size bytes of the file @fd, and close it.  False with errno set. */
 bool dedup_sparse_open(DedupSparse *s, int fd, size_t size);
 void dedup_sparse_close(DedupSparse *s);
 

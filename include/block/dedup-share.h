@@ -34,6 +34,9 @@ typedef struct DedupFrameId {
 /* A guest page that can be made to be a frame; only its store reads it. */
 typedef struct DedupDest {
     uint64_t gfn;               /* Xen: the guest's frame number */
+    bool by_grant;              /* Xen: it is granted, by these: */
+    uint16_t peer;
+    uint32_t ref;
 } DedupDest;
 
 /* Why a block was not given.  DEDUP_GIVEN must stay 0. */
@@ -41,6 +44,7 @@ typedef enum DedupResult {
     DEDUP_GIVEN,
     DEDUP_UNALIGNED,
     DEDUP_NOT_RAM,
+    DEDUP_GRANT,
     DEDUP_REPEATED,
     DEDUP_NO_LAYER,
     DEDUP_UNALLOCATED,
@@ -130,6 +134,25 @@ typedef struct DedupStoreOps {
                     DedupDest *dest);
 
     /*
+     * Can @dest be had for the page that the guest has granted to domain @peer
+     * as @ref?  The guest can make that change at any time; give() looks again.
+     * NULL: no grants here.
+     */
+    bool (*resolve_grant)(DedupStore *store, uint32_t ref, uint16_t peer,
+                          DedupDest *dest);
+
+    /* The guest sets up anew what grants are in.  NULL if resolve_grant is. */
+    void (*grants_changed)(DedupStore *store);
+
+    /*
+     * Does QEMU itself map the page of @dest, without using it?  Then give()
+     * fails outside of the main loop, unless let_go() is called before, in the
+     * main loop.  NULL: QEMU's mappings never matter.
+     */
+    bool (*held)(DedupStore *store, const DedupDest *dest);
+    void (*let_go)(DedupStore *store, const DedupDest *dest);
+
+    /*
      * Make the frames @slots[0..n-1], which hold nothing, with the @n blocks
      * at @buf, and seal them.  words[i] is what give() wants for slot i.
      * All or nothing: 0, or -errno and no frame was made; -ENOTRECOVERABLE
@@ -209,6 +232,13 @@ bool dedup_share_wants(BlockBackend *blk);
  */
 bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,
                          DedupDest *dest);
+
+/* The same for the page that the guest has granted to @peer as @ref. */
+bool dedup_share_resolve_grant(BlockBackend *blk, uint32_t ref, uint16_t peer,
+                               DedupDest *dest);
+
+/* The guest has connected or disconnected @blk's device: see DedupStoreOps. */
+void dedup_share_grants_changed(BlockBackend *blk);
 
 /* Count @n blocks of a read that are not offered, for the reason @why. */
 void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why);

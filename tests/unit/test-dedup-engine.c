@@ -151,10 +151,12 @@ static const DedupStoreOps mem_ops = {
 /* What happens while the image is being read */
 static void (*during_read)(uint64_t first, unsigned n);
 static int read_error;
+static unsigned image_reads;
 
 static int coroutine_fn read_image(void *opaque, uint64_t first, unsigned n,
                                    void *buf)
 {
+    image_reads++;
     memcpy(buf, image + first * DEDUP_BLOCK_SIZE, n * DEDUP_BLOCK_SIZE);
     if (during_read) {
         during_read(first, n);
@@ -352,6 +354,10 @@ static void test_fill_fails(void)
     check_read(0, 8, DEDUP_FAILED);
     store->fill_error = -ENOMEM;
     check_read(0, 8, DEDUP_STORE_FULL);
+    image_reads = 0;
+    check_read(0, 8, DEDUP_STORE_FULL);         /* for a while without a try */
+    g_assert_cmpint(image_reads, ==, 0);
+    stat64_init(&group->full_until, 0);         /* that is over */
     store->fill_error = 0;
     read_error = -EIO;
     check_read(0, 8, DEDUP_FAILED);

@@ -30,6 +30,7 @@ bool xen_memshr_calls_init(XenMemshrCalls *c, Error **errp)
     if (!c->buf) {
         error_setg_errno(errp, errno, "store: no memory for hypercalls");
         xencall_close(c->xcall);
+        c->xcall = NULL;
         return false;
     }
     c->entries = c->buf;

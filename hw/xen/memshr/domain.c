@@ -11,7 +11,9 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/atomic.h"
-#include "qemu/bitops.h"
+#include "qemu/bitmap.h"
+#include "qemu/ctype.h"
+#include "qemu/cutils.h"
 #include "qemu/uuid.h"
 #include "block/dedup-share/index-dir.h"
 #include "block/dedup-share/sparse.h"
@@ -35,25 +37,47 @@ static struct {
     uint64_t *words;            /* in it, 32 gfns each; by qatomic_*() only */
 } record;
 
-/* The epoch in which a region was split; 0: never. */
-#define REGION_GFNS 512
-static unsigned split_epoch[MAX_GFNS / REGION_GFNS];
-static unsigned current_epoch = 1;
+/* Regions that are split, and stay so. */
+static unsigned long split[BITS_TO_LONGS(MAX_GFNS / MEMSHR_REGION_GFNS)];
 
-bool xen_memshr_region_is_split(uint64_t gfn, unsigned *epoch)
+/* Can guests not make large mappings?  Changes before the first give. */
+static bool split_is_final;
+
+bool xen_memshr_region_is_split(uint64_t gfn)
 {
-    *epoch = qatomic_read(&current_epoch);
-    return qatomic_read(&split_epoch[gfn / REGION_GFNS]) == *epoch;
+    return split_is_final && test_bit(gfn / MEMSHR_REGION_GFNS, split);
 }
 
-void xen_memshr_region_set_split(uint64_t gfn, unsigned epoch)
+void xen_memshr_region_set_split(uint64_t gfn)
 {
-    qatomic_set(&split_epoch[gfn / REGION_GFNS], epoch);
+    if (split_is_final) {
+        set_bit_atomic(gfn / MEMSHR_REGION_GFNS, split);
+    }
 }
 
-void xen_memshr_regions_changed(void)
+/*
+ * Does the command line of Xen keep guests from making mappings of 2 MiB, whose
+ * order is 9?  memop-max-order=DOMU,...; what is said last counts.
+ */
+static bool guests_make_small_pages(xc_interface *xc)
 {
-    qatomic_inc(&current_epoch);
+    xen_commandline_t line = "";
+    g_auto(GStrv) words = NULL;
+    unsigned i, order = 9;
+
+    if (xc_version(xc, XENVER_commandline, &line) < 0) {
+        return false;
+    }
+    words = g_strsplit(line, " ", -1);
+    for (i = 0; words[i]; i++) {
+        const char *value;
+
+        if (strstart(words[i], "memop-max-order=", &value) &&
+            qemu_isdigit(value[0])) {
+            order = atoi(value);
+        }
+    }
+    return order < 9;
 }
 
 /* The word of @gfn, or NULL if the tmpfs has no memory for it. */
@@ -104,23 +128,24 @@ bool xen_memshr_gfn_given(uint64_t gfn)
     return !word || qatomic_read(word) >> shift & GIVEN;
 }
 
-/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
-static int get_info(xc_interface *xc, uint32_t domid, xc_dominfo_t *info)
+int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
+                           xc_domaininfo_t *info)
 {
-    int n = xc_domain_getinfo(xc, domid, 1, info);
+    /* the first domain from domid on */
+    int n = xc_domain_getinfolist(xc, domid, 1, info);
 
-    return n == 1 ? info->domid == domid : n;
+    return n == 1 ? info->domain == domid : n;
 }
 
 /* A domid is reused in time, and a UUID by the toolstack; not both at once. */
-static char *record_name(const xc_dominfo_t *info)
+static char *record_name(const xc_domaininfo_t *info)
 {
     QemuUUID uuid;
     g_autofree char *text = NULL;
 
     memcpy(&uuid, info->handle, sizeof(uuid));
     text = qemu_uuid_unparse_strdup(&uuid);
-    return g_strdup_printf("%" PRIu32 "-%s", info->domid, text);
+    return g_strdup_printf("%u-%s", info->domain, text);
 }
 
 /* Remove the records of domains that are gone.  The directory is locked. */
@@ -131,13 +156,13 @@ static void sweep(xc_interface *xc, int dirfd)
 
     while (d && (name = g_dir_read_name(d))) {
         g_autofree char *current = NULL;
-        xc_dominfo_t info;
+        xc_domaininfo_t info;
         int found;
 
         if (!g_ascii_isdigit(name[0])) {
             continue;
         }
-        found = get_info(xc, atoi(name), &info);
+        found = xen_memshr_domain_info(xc, atoi(name), &info);
         if (found == 1) {
             current = record_name(&info);
         }
@@ -161,17 +186,17 @@ static int make_record(int dirfd, const char *name)
     return fd;
 }
 
-static bool map_record(int dirfd, const xc_dominfo_t *info, Error **errp)
+static bool map_record(int dirfd, const xc_domaininfo_t *info, Error **errp)
 {
     g_autofree char *name = record_name(info);
     int fd = openat(dirfd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     struct stat st;
 
-    if (fd < 0 && errno == ENOENT && info->nr_shared_pages) {
-        error_setg(errp, "store: domain %" PRIu32 " shares %lu pages and "
+    if (fd < 0 && errno == ENOENT && info->shr_pages) {
+        error_setg(errp, "store: domain %u shares %" PRIu64 " pages and "
                    "nobody can say which; restart the domain, and let nothing "
-                   "but dedup-share share its memory", info->domid,
-                   info->nr_shared_pages);
+                   "but dedup-share share its memory", info->domain,
+                   (uint64_t)info->shr_pages);
         return false;
     }
     if (fd < 0 && errno == ENOENT) {
@@ -193,7 +218,7 @@ static bool map_record(int dirfd, const xc_dominfo_t *info, Error **errp)
 bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp)
 {
     DedupDir dir;
-    xc_dominfo_t info;
+    xc_domaininfo_t info;
     bool ok = false;
 
     if (record.words) {
@@ -204,13 +229,14 @@ bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp)
         return false;
     }
     sweep(xc, dir.fd);
-    if (get_info(xc, domid, &info) != 1) {
+    if (xen_memshr_domain_info(xc, domid, &info) != 1) {
         error_setg(errp, "store: there is no domain %" PRIu32, domid);
     } else {
         ok = map_record(dir.fd, &info, errp);
     }
     dedup_dir_close(&dir);
     if (ok) {
+        split_is_final = guests_make_small_pages(xc);
         record.domid = domid;
         qatomic_store_release(&record.words, record.file.base);
     }

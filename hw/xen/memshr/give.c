@@ -28,6 +28,7 @@
 #include "hw/xen/xen_native.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
+#include "qemu/main-loop.h"
 #include "system/xen.h"
 #include "memshr.h"
 #include "trace.h"
@@ -61,28 +62,45 @@ static void finish(DedupGive *g, const char *how, long rc)
  */
 static bool split_region(DedupStore *s, uint64_t gfn)
 {
-    unsigned epoch;
     int rc;
 
-    if (xen_memshr_region_is_split(gfn, &epoch)) {
+    if (xen_memshr_region_is_split(gfn)) {
         return true;
     }
     xen_memshr_count_calls(s, 1, 1);
     rc = xen_set_mem_type(xen_domid, HVMMEM_ram_rw, gfn, 1);
     trace_xen_memshr_split(gfn, rc ? errno : 0);
     if (rc == 0) {
-        xen_memshr_region_set_split(gfn, epoch);
+        xen_memshr_region_set_split(gfn);
     }
     return rc == 0;
 }
 
-/* Of @gives, keep those that can be nominated; returns how many. */
+/* Is @gfn in the region of one of @gives? */
+static bool region_is_in(uint64_t gfn, DedupGive **gives, unsigned n)
+{
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        if (gives[i]->dest.gfn / MEMSHR_REGION_GFNS ==
+            gfn / MEMSHR_REGION_GFNS) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Of @gives, keep those that can be nominated; returns how many.  To be called
+ * right before they are: a guest can make large mappings again.
+ */
 static unsigned split_regions(DedupStore *s, DedupGive **gives, unsigned n)
 {
     unsigned i, kept = 0;
 
     for (i = 0; i < n; i++) {
-        if (split_region(s, gives[i]->dest.gfn)) {
+        if (region_is_in(gives[i]->dest.gfn, gives, kept) ||
+            split_region(s, gives[i]->dest.gfn)) {
             gives[kept++] = gives[i];
         } else {
             finish(gives[i], "split", -ENOMEM);
@@ -225,14 +243,28 @@ static void give_again(DedupStore *s, DedupGive **given, unsigned n)
     give_replace(s, shared, nshared);
 }
 
+/* A page that is granted: is it still? */
+static bool is_granted(DedupStore *s, const DedupDest *dest)
+{
+    uint64_t gfn;
+
+    return !dest->by_grant ||
+           (xen_memshr_grant_gfn(&s->grants, s->xc, s->fmem, dest->ref,
+                                 dest->peer, &gfn) && gfn == dest->gfn);
+}
+
 /* Begin with each page: those that were never given, and the others. */
-static void begin(DedupGive *gives, unsigned n,
+static void begin(DedupStore *s, DedupGive *gives, unsigned n,
                   DedupGive **fresh, unsigned *nfresh,
                   DedupGive **given, unsigned *ngiven)
 {
     unsigned i;
 
     for (i = 0; i < n; i++) {
+        if (!is_granted(s, &gives[i].dest)) {
+            gives[i].result = DEDUP_GRANT;
+            continue;
+        }
         switch (xen_memshr_gfn_begin(gives[i].dest.gfn)) {
         case XEN_MEMSHR_GFN_BUSY:
             gives[i].result = DEDUP_BUSY;
@@ -250,15 +282,46 @@ static void begin(DedupGive *gives, unsigned n,
     }
 }
 
-/* The map cache must not have the pages when they are nominated. */
-static void forget(DedupStore *s, DedupGive **gives, unsigned n)
+bool xen_memshr_held(DedupStore *s, const DedupDest *dest)
 {
-    unsigned i;
+    bool held;
+
+    xen_memshr_mapcache_lock();
+    held = xen_memshr_mapcache_has(dest->gfn, true);
+    xen_memshr_mapcache_unlock();
+    return held;
+}
+
+void xen_memshr_let_go(DedupStore *s, const DedupDest *dest)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+    xen_memshr_mapcache_lock();
+    xen_memshr_count_calls(s, 0, xen_memshr_mapcache_forget(dest->gfn));
+    xen_memshr_mapcache_unlock();
+}
+
+/*
+ * QEMU must not have a page mapped that is given: it would be refused, or, if
+ * it is replaced, QEMU would go on writing to a page that the guest no longer
+ * has.  Of @gives, keep those that are not mapped; returns how many.
+ */
+static unsigned unmap(DedupStore *s, DedupGive **gives, unsigned n)
+{
+    unsigned i, kept = 0;
 
     for (i = 0; i < n; i++) {
-        xen_memshr_count_calls(s, 0, xen_memshr_mapcache_forget(
-                                         gives[i]->dest.gfn));
+        uint64_t gfn = gives[i]->dest.gfn;
+
+        if (bql_locked()) {
+            xen_memshr_count_calls(s, 0, xen_memshr_mapcache_forget(gfn));
+        }
+        if (xen_memshr_mapcache_has(gfn, false)) {
+            finish(gives[i], "map cache", -E2BIG);
+        } else {
+            gives[kept++] = gives[i];
+        }
     }
+    return kept;
 }
 
 static void end(DedupGive **gives, unsigned n)
@@ -273,7 +336,7 @@ static void end(DedupGive **gives, unsigned n)
 void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n)
 {
     DedupGive *fresh[DEDUP_BATCH], *given[DEDUP_BATCH], *begun[DEDUP_BATCH];
-    unsigned i, nfresh = 0, ngiven = 0;
+    unsigned i, nfresh = 0, ngiven = 0, nbegun;
     uint64_t hypercalls, system_calls;
 
     QEMU_LOCK_GUARD(&s->lock);
@@ -285,14 +348,16 @@ void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n)
     }
     hypercalls = s->calls.hypercalls + s->other_hypercalls;
     system_calls = s->calls.system_calls + s->other_system_calls;
-    begin(gives, n, fresh, &nfresh, given, &ngiven);
+    begin(s, gives, n, fresh, &nfresh, given, &ngiven);
     /* the lists get shorter below, and all that was begun must end */
     memcpy(begun, fresh, nfresh * sizeof(*begun));
     memcpy(begun + nfresh, given, ngiven * sizeof(*begun));
-    forget(s, begun, nfresh + ngiven);
-    give_fresh(s, fresh, nfresh);
-    give_again(s, given, ngiven);
-    end(begun, nfresh + ngiven);
+    nbegun = nfresh + ngiven;
+    xen_memshr_mapcache_lock();
+    give_fresh(s, fresh, unmap(s, fresh, nfresh));
+    give_again(s, given, unmap(s, given, ngiven));
+    xen_memshr_mapcache_unlock();
+    end(begun, nbegun);
     s->counters.give_hypercalls += s->calls.hypercalls + s->other_hypercalls -
                                    hypercalls;
     s->counters.give_system_calls += s->calls.system_calls +

@@ -71,9 +71,9 @@ typedef struct XenStoreDomain {
     uint32_t nframes;
     uint64_t spare_handle;      /* of the frame behind the last slot */
     /*
-     * That frame, mapped read-only.  As long as somebody maps a page of it
-     * even a destroyed domain keeps its domid, so that no other can be taken
-     * for it.
+     * A page of the domain, mapped read-only.  As long as somebody maps a page
+     * that a domain owns (a frame is owned by dom_cow) it keeps its domid, even
+     * when it was destroyed, so that no other can be taken for it.
      */
     void *pin;
 } XenStoreDomain;
@@ -101,6 +101,28 @@ void xen_store_domain_destroy(xc_interface *xc, uint32_t domid);
 /* Destroy all domains with the handle @uuid. */
 void xen_store_domain_reap(xc_interface *xc, const uint8_t uuid[16]);
 
+/* --- grant.c: what the guest has granted -------------------------------- */
+
+/* Begins as zeroes.  Protected by the store's lock. */
+typedef struct XenMemshrGrants {
+    xenforeignmemory_resource_handle *resource;
+    const void *table;          /* mapped read-only */
+    uint32_t nrefs;             /* references whose entries are mapped */
+    unsigned version;
+} XenMemshrGrants;
+
+/*
+ * The gfn that the guest has granted as @ref to domain @peer, whole and
+ * writable.  False if it has not, or its table cannot be read.
+ */
+bool xen_memshr_grant_gfn(XenMemshrGrants *g, xc_interface *xc,
+                          xenforeignmemory_handle *fmem, uint32_t ref,
+                          uint16_t peer, uint64_t *gfn);
+
+/* Forget the table: the guest may set up another one. */
+void xen_memshr_grants_close(XenMemshrGrants *g,
+                             xenforeignmemory_handle *fmem);
+
 /* --- store.c, probe.c, give.c: the store --------------------------------- */
 
 struct DedupStore {
@@ -113,6 +135,7 @@ struct DedupStore {
     DedupStoreCounters counters;
     uint64_t other_hypercalls;
     uint64_t other_system_calls;
+    XenMemshrGrants grants;
 };
 
 /* Account for @n calls made through libxenctrl or libxenforeignmemory. */
@@ -126,6 +149,8 @@ static inline void xen_memshr_count_calls(DedupStore *s, unsigned n,
 /* DedupStoreOps.probe and .give */
 bool xen_memshr_probe(Error **errp);
 void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n);
+bool xen_memshr_held(DedupStore *s, const DedupDest *dest);
+void xen_memshr_let_go(DedupStore *s, const DedupDest *dest);
 
 /* --- domain.c: which gfns of this QEMU's guest were ever given --------- */
 
@@ -164,20 +189,34 @@ void xen_memshr_gfn_end(uint64_t gfn);
 bool xen_memshr_gfn_given(uint64_t gfn);
 
 /*
- * Is the 2 MiB region around @gfn mapped by single pages for sure?  That stays
- * so until the guest gives memory back, and xen_memshr_regions_changed() is
- * called.  *epoch is for _set_split(), and is to be taken before splitting.
+ * Is the 2 MiB region around @gfn mapped by single pages for sure?  Only if it
+ * was split once, and guests cannot make large mappings, nor have their memory
+ * changed by others.
  */
-bool xen_memshr_region_is_split(uint64_t gfn, unsigned *epoch);
-void xen_memshr_region_set_split(uint64_t gfn, unsigned epoch);
-void xen_memshr_regions_changed(void);
+#define MEMSHR_REGION_GFNS 512
+bool xen_memshr_region_is_split(uint64_t gfn);
+void xen_memshr_region_set_split(uint64_t gfn);
+
+/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
+int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
+                           xc_domaininfo_t *info);
 
 /* --- for the map cache: mapcache.c.inc, inside xen-mapcache.c ---------- */
 
 /*
- * Drop what the map cache holds of @gfn and does not use, so that it can be
- * nominated.  A mapping in use stays; Xen refuses the nomination then.
- * Returns how many system calls that took.
+ * All of these do nothing where there is no map cache.  The lock is taken
+ * inside of the store's.  While it is held nothing gets mapped.
+ */
+void xen_memshr_mapcache_lock(void);
+void xen_memshr_mapcache_unlock(void);
+
+/* Does the map cache hold @gfn; @unused: in a mapping that is not in use? */
+bool xen_memshr_mapcache_has(uint64_t gfn, bool unused);
+
+/*
+ * Drop what the map cache holds of @gfn and does not use.  Not only its lock,
+ * but the BQL has to be held: who accesses guest memory under the BQL uses
+ * mappings that are not marked as used.  Returns how many system calls it took.
  */
 unsigned xen_memshr_mapcache_forget(uint64_t gfn);
 

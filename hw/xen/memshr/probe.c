@@ -46,7 +46,7 @@ static int has_nested_virt(xc_interface *xc)
     xc_cpu_policy_t *policy = xc_cpu_policy_init();
     g_autofree xen_cpuid_leaf_t *leaves = NULL;
     g_autofree xen_msr_entry_t *msrs = NULL;
-    uint32_t i, nleaves, nmsrs;
+    uint32_t i, nleaves = 0, nmsrs = 0;
     int ret = -1;
 
     if (policy && !xc_cpu_policy_get_size(xc, &nleaves, &nmsrs)) {
@@ -81,18 +81,38 @@ static bool probe_nested(xc_interface *xc, Error **errp)
     return !nested;
 }
 
+/*
+ * Xen takes pages of a guest that is populated on demand for itself, and clears
+ * them, without a look whether they are shared.
+ */
+static bool probe_pod(xc_interface *xc, Error **errp)
+{
+    uint64_t pages, cache, entries;
+
+    if (xc_domain_get_pod_target(xc, xen_domid, &pages, &cache, &entries)) {
+        error_setg_errno(errp, errno, "store: cannot tell if domain %u is "
+                         "populated on demand; use store=off", xen_domid);
+    } else if (entries) {
+        error_setg(errp, "store: domain %u is populated on demand, and its "
+                   "memory cannot be shared; set maxmem to the value of "
+                   "memory, or use store=off", xen_domid);
+    } else {
+        return true;
+    }
+    return false;
+}
+
 static bool probe_domain(xc_interface *xc, Error **errp)
 {
-    xc_dominfo_t info;
+    xc_domaininfo_t info;
 
-    if (xc_domain_getinfo(xc, xen_domid, 1, &info) != 1 ||
-        info.domid != xen_domid) {
+    if (xen_memshr_domain_info(xc, xen_domid, &info) != 1) {
         error_setg(errp, "store: there is no domain %u", xen_domid);
-    } else if (!info.hvm) {
+    } else if (!(info.flags & XEN_DOMINF_hvm_guest)) {
         error_setg(errp, "store: domain %u is a PV guest; only the memory of "
                    "HVM and PVH guests can be shared, use store=off",
                    xen_domid);
-    } else if (probe_nested(xc, errp)) {
+    } else if (probe_nested(xc, errp) && probe_pod(xc, errp)) {
         if (!xc_memshr_control(xc, xen_domid, 1)) {
             return true;
         }

@@ -7,6 +7,7 @@
  * the store is its gfn MEMSHR_GFN_BASE + n.  The frame behind the last slot
  * is the spare one: sealed when the domain is made and never evicted, it can
  * be plugged into a hole of a guest when no memory is left for anything else.
+ * The page behind that is never a frame; it is there to be mapped.
  */
 
 #include "qemu/osdep.h"
@@ -53,35 +54,40 @@ void xen_store_domain_destroy(xc_interface *xc, uint32_t domid)
     }
 }
 
+static bool is_that(const xc_domaininfo_t *info, const uint8_t uuid[16])
+{
+    return !(info->flags & XEN_DOMINF_dying) &&
+           !memcmp(info->handle, uuid, sizeof(info->handle));
+}
+
 void xen_store_domain_reap(xc_interface *xc, const uint8_t uuid[16])
 {
-    xc_dominfo_t info;
+    xc_domaininfo_t info;
     uint32_t next = 0;
 
-    while (xc_domain_getinfo(xc, next, 1, &info) == 1) {
-        if (!info.dying && !memcmp(info.handle, uuid, sizeof(info.handle))) {
-            xen_store_domain_destroy(xc, info.domid);
+    while (xc_domain_getinfolist(xc, next, 1, &info) == 1) {
+        if (is_that(&info, uuid)) {
+            xen_store_domain_destroy(xc, info.domain);
         }
-        next = info.domid + 1;
+        next = info.domain + 1;
     }
 }
 
 static bool is_there(xc_interface *xc, const DedupStoreId *id)
 {
-    xc_dominfo_t info;
+    xc_domaininfo_t info;
 
-    return xc_domain_getinfo(xc, id->domid, 1, &info) == 1 &&
-           info.domid == id->domid && !info.dying &&
-           !memcmp(info.handle, id->uuid, sizeof(id->uuid));
+    return xen_memshr_domain_info(xc, id->domid, &info) == 1 &&
+           is_that(&info, id->uuid);
 }
 
-/* Map the spare frame; see XenStoreDomain. */
+/* Map the page that is there for it; see XenStoreDomain. */
 static bool pin(XenStoreDomain *d, xenforeignmemory_handle *fmem)
 {
-    xen_pfn_t spare = xen_store_gfn(d->nframes);
+    xen_pfn_t page = xen_store_gfn(d->nframes + 1);
 
     /* without an array for errors it succeeds as a whole or fails */
-    d->pin = xenforeignmemory_map(fmem, d->domid, PROT_READ, 1, &spare, NULL);
+    d->pin = xenforeignmemory_map(fmem, d->domid, PROT_READ, 1, &page, NULL);
     return d->pin;
 }
 
@@ -131,19 +137,19 @@ static bool make_domain(XenStoreDomain *d, xc_interface *xc,
 }
 
 /* Let it hold the frames, and seal the spare one. */
-static bool equip_domain(XenStoreDomain *d, xc_interface *xc,
-                         xenforeignmemory_handle *fmem)
+static bool equip_domain(XenStoreDomain *d, xc_interface *xc)
 {
-    xen_pfn_t spare = xen_store_gfn(d->nframes);
+    xen_pfn_t pages[] = {
+        xen_store_gfn(d->nframes), xen_store_gfn(d->nframes + 1),
+    };
     uint64_t max_kb = ((uint64_t)d->nframes + 64) * (XC_PAGE_SIZE / KiB);
 
     return !xc_set_paging_mempool_size(xc, d->domid,
                                        paging_pool(d->nframes)) &&
            !xc_memshr_control(xc, d->domid, 1) &&
            !xc_domain_setmaxmem(xc, d->domid, max_kb) &&
-           !xc_domain_populate_physmap_exact(xc, d->domid, 1, 0, 0, &spare) &&
-           !xc_memshr_nominate_gfn(xc, d->domid, spare, &d->spare_handle) &&
-           pin(d, fmem);
+           !xc_domain_populate_physmap_exact(xc, d->domid, 2, 0, 0, pages) &&
+           !xc_memshr_nominate_gfn(xc, d->domid, pages[0], &d->spare_handle);
 }
 
 bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
@@ -156,11 +162,18 @@ bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
                          "domain");
         return false;
     }
-    if (!equip_domain(d, xc, fmem)) {
+    if (!equip_domain(d, xc)) {
         error_setg_errno(errp, errno, "store: Xen has no memory for a store "
                          "of %" PRIu64 " bytes, or cannot share memory; try a "
                          "smaller store-size",
                          (uint64_t)nframes * XC_PAGE_SIZE);
+        xen_store_domain_destroy(xc, d->domid);
+        return false;
+    }
+    if (!pin(d, fmem)) {
+        error_setg_errno(errp, errno, "store: this domain cannot map the "
+                         "memory of the store domain; it takes a PV dom0, use "
+                         "store=off elsewhere");
         xen_store_domain_destroy(xc, d->domid);
         return false;
     }

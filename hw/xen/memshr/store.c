@@ -8,7 +8,9 @@
  */
 
 #include "qemu/osdep.h"
+#include "exec/address-spaces.h"
 #include "exec/memory.h"
+#include "hw/qdev-core.h"
 #include "hw/xen/xen_native.h"
 #include "qapi/error.h"
 #include "qemu/lockable.h"
@@ -80,6 +82,7 @@ static DedupStore *xen_store_open(const char *group, uint32_t nframes,
 
 static void xen_store_close(DedupStore *s, bool last)
 {
+    xen_memshr_grants_close(&s->grants, s->fmem);
     xen_store_domain_detach(&s->domain, s->fmem);
     if (last) {
         xen_store_domain_destroy(s->xc, s->domain.domid);
@@ -113,8 +116,52 @@ static bool xen_store_resolve(DedupStore *s, MemoryRegion *mr,
         strcmp(memory_region_name(mr), "xen.ram")) {
         return false;
     }
-    dest->gfn = offset >> XC_PAGE_SHIFT;
+    *dest = (DedupDest) { .gfn = offset >> XC_PAGE_SHIFT };
     return true;
+}
+
+/* Is @gfn the guest's main memory, as far as QEMU knows?  Xen has the say. */
+static bool gfn_is_ram(DedupStore *s, uint64_t gfn, DedupDest *dest)
+{
+    MemoryRegionSection section;
+    bool ok;
+
+    if (object_dynamic_cast(qdev_get_machine(), "xenpv-machine")) {
+        return !global_dirty_tracking;  /* it knows no guest memory */
+    }
+    section = memory_region_find(get_system_memory(), gfn << XC_PAGE_SHIFT,
+                                 XC_PAGE_SIZE);
+    if (!section.mr) {
+        return false;
+    }
+    ok = int128_eq(section.size, int128_make64(XC_PAGE_SIZE)) &&
+         xen_store_resolve(s, section.mr, section.offset_within_region, dest);
+    memory_region_unref(section.mr);
+    return ok;
+}
+
+static bool xen_store_resolve_grant(DedupStore *s, uint32_t ref, uint16_t peer,
+                                    DedupDest *dest)
+{
+    uint64_t gfn;
+    bool ok;
+
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        ok = xen_memshr_grant_gfn(&s->grants, s->xc, s->fmem, ref, peer, &gfn);
+    }
+    if (!ok || !gfn_is_ram(s, gfn, dest)) {
+        return false;
+    }
+    *dest = (DedupDest) {
+        .gfn = gfn, .by_grant = true, .ref = ref, .peer = peer,
+    };
+    return true;
+}
+
+static void xen_store_grants_changed(DedupStore *s)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+    xen_memshr_grants_close(&s->grants, s->fmem);
 }
 
 /* --- filling -------------------------------------------------------------- */
@@ -254,6 +301,10 @@ static const DedupStoreOps xen_store_ops = {
     .close = xen_store_close,
     .reap = xen_store_reap,
     .resolve = xen_store_resolve,
+    .resolve_grant = xen_store_resolve_grant,
+    .grants_changed = xen_store_grants_changed,
+    .held = xen_memshr_held,
+    .let_go = xen_memshr_let_go,
     .fill = xen_store_fill,
     .peek = xen_store_peek,
     .give = xen_memshr_give,

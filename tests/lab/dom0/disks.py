@@ -85,6 +85,52 @@ class Disk:
         return nodes
 
 
+class PvDisk:
+    """A disk for xen-blkfront, which the toolstack makes from disk=[...].
+
+    image: an image's overlay; None: an empty file of the guest's own, which no
+    other guest shares.  Disk n is xvd[e-], because libxl gives the first four
+    disks of an HVM guest emulated twins.  Whether it has a filter is said for
+    all of a guest's PV disks: see PvGuest.
+    """
+    SIZE = 64 << 20
+
+    def __init__(self, image="files"):
+        self.image = image
+        self.vdev = self.path = self.drive = None
+
+    def prepare(self, guest, number):
+        self.vdev = f"xvd{'defgh'[number]}"
+        self.drive = f"/dev/{self.vdev}"
+        self.path = SCRATCH / f"{guest}-{number}.{self.format}"
+        if self.path.exists():
+            return
+        if self.image:
+            shutil.copyfile(IMAGES / f"{self.image}.qcow2", self.path)
+        else:
+            with open(self.path, "wb") as f:
+                f.truncate(self.SIZE)
+
+    @property
+    def format(self):
+        return "qcow2" if self.image else "raw"
+
+    @property
+    def node(self):
+        """The filter's node."""
+        return f"{self.vdev}-{self.format}-dedup-share"
+
+    def xl(self):
+        return (f"format={self.format},vdev={self.vdev},access=rw,"
+                f"backendtype=qdisk,target={self.path}")
+
+    def objects(self):
+        return []
+
+    def blockdevs(self):
+        return []
+
+
 class BootDisk:
     """A guest's own copy of a raw boot disk of the payload, unfiltered."""
     node = "boot"

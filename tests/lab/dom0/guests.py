@@ -7,19 +7,32 @@ import socket
 import subprocess
 import threading
 import time
+import tty
 from pathlib import Path
 
 from checks import CheckFailed, LostRun
 from disks import SCRATCH, BootDisk
 
 XL_CFG = """\
-type = "hvm"
+type = "{type}"
 name = "{name}"
 memory = {memory}
-maxmem = {memory}
+maxmem = {maxmem}
 vcpus = 1
-hap = 1
 tsc_mode = "native"
+{kind}on_crash = "preserve"
+on_reboot = "preserve"
+disk = [
+{disks}
+]
+device_model_override = "{wrapper}"
+device_model_args{suffix} = [
+{arguments}
+]
+{extra}"""
+
+HVM_CFG = """\
+hap = 1
 nographic = 1
 vnc = 0
 sdl = 0
@@ -27,15 +40,14 @@ vga = "none"
 usb = 0
 vkb_device = 0
 xen_platform_pci = {platform_pci}
-on_crash = "preserve"
-on_reboot = "preserve"
 serial = "{serial}"
-disk = []
-device_model_override = "{wrapper}"
-device_model_args_hvm = [
-{arguments}
-]
-{extra}"""
+"""
+
+PVH_CFG = """\
+kernel = "/t/guests/vmlinuz"
+ramdisk = "/t/guests/initrd.gz"
+cmdline = "{cmdline}"
+"""
 
 # The lab's device model is not installed: it needs its libraries and firmware
 # named.  `exec` keeps the process that libxl knows as the device model.
@@ -49,6 +61,11 @@ DEBIAN_QEMU = "/usr/libexec/xen-qemu-system-i386"
 FIRMWARE = "-L /t/dm/share -L /usr/share/qemu -L /usr/share/seabios"
 
 LIST_SUMS = "find . -type f | sort | xargs md5sum"
+
+
+def xl_list(items):
+    """The inside of a list in xl.cfg."""
+    return ",\n".join(f'    "{item}"' for item in items)
 
 
 def qemu_command():
@@ -67,18 +84,20 @@ class Guest:
     xl.cfg; dm_args go to the device model as they are; faults is a
     faults.Faults.
     """
+    type = "hvm"
     memory = 32
     platform_pci = 0
     boot_image = None
     up_timeout = 90
 
     def __init__(self, lab, name, disks=(), memory=None, dm_prefix=(),
-                 dm_args=(), cfg="", faults=None):
+                 dm_args=(), cfg="", faults=None, maxmem=None):
         self.lab = lab
         self.xen = lab.xen
         self.name = name
         self.memory = memory or self.memory
-        self.boot = BootDisk(self.boot_image)
+        self.maxmem = maxmem or self.memory
+        self.boot = BootDisk(self.boot_image) if self.boot_image else None
         self.disks = list(disks)
         self.dm_prefix, self.dm_args = list(dm_prefix), list(dm_args)
         self.cfg = cfg
@@ -105,9 +124,17 @@ class Guest:
 
     # life
 
+    def kind(self):
+        """What xl.cfg says of an HVM guest."""
+        return HVM_CFG.format(serial=self.serial(),
+                              platform_pci=self.platform_pci)
+
+    def all_disks(self):
+        return [self.boot, *self.disks] if self.boot else self.disks
+
     def arguments(self):
         args = ["-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
-        for disk in [self.boot, *self.disks]:
+        for disk in self.all_disks():
             for made in disk.objects():
                 args += ["-object", made]
             for node in disk.blockdevs():
@@ -125,9 +152,12 @@ class Guest:
                                           **q))
         wrapper.chmod(0o755)
         config = XL_CFG.format(
-            name=self.name, memory=self.memory, serial=self.serial(),
-            platform_pci=self.platform_pci, wrapper=wrapper, extra=self.cfg,
-            arguments=",\n".join(f'    "{a}"' for a in self.arguments()))
+            name=self.name, memory=self.memory, maxmem=self.maxmem,
+            type=self.type,
+            kind=self.kind(), wrapper=wrapper, extra=self.cfg,
+            suffix="_hvm" if self.type == "hvm" else "",
+            disks=xl_list(d.xl() for d in self.disks if hasattr(d, "xl")),
+            arguments=xl_list(self.arguments()))
         path = SCRATCH / f"{self.name}.cfg"
         path.write_text(config)
         print(f"--- {path}\n{config}---", flush=True)
@@ -135,7 +165,9 @@ class Guest:
 
     def create(self):
         """xl create; returns its exit code and all that was said."""
-        for number, disk in enumerate([self.boot, *self.disks]):
+        if self.boot:
+            self.boot.prepare(self.name, 0)
+        for number, disk in enumerate(self.disks, 1):
             disk.prepare(self.name, number)
         for stale in (self.qmp_path, self.serial_path):
             stale.unlink(missing_ok=True)
@@ -277,8 +309,9 @@ class LinuxGuest(Guest):
         devices = ["ahci,id=ahci1",
                    f"ide-hd,bus=ahci1.0,drive={self.boot.node},bootindex=1"]
         for port, disk in enumerate(self.disks, 1):
-            disk.drive = f"/dev/disk{port}"
-            devices.append(f"ide-hd,bus=ahci1.{port},drive={disk.node}")
+            if not hasattr(disk, "xl"):
+                disk.drive = f"/dev/disk{port}"
+                devices.append(f"ide-hd,bus=ahci1.{port},drive={disk.node}")
         return devices
 
     def connect(self):
@@ -364,3 +397,58 @@ class LinuxGuest(Guest):
 
     def drop_caches(self):
         self.cmd("sync; echo 3 > /proc/sys/vm/drop_caches")
+
+
+class PvGuest(LinuxGuest):
+    """Boots from the emulated disk and goes on with xen-blkfront.
+
+    filter: the options of the filter over its PV disks, or None.  If keep, the
+    kernel keeps the emulated disks beside the PV ones.
+    """
+    platform_pci = 1
+
+    def __init__(self, *args, filter="group=default,store=xen", keep=False,
+                 **kwargs):
+        if keep:
+            self.boot_image = "linux-both-boot.img"
+        super().__init__(*args, **kwargs)
+        if filter:
+            self.dm_args += ["-global", f"xen-disk.dedup-share={filter}"]
+
+
+class Terminal:
+    """A guest's console that xenconsoled serves, used as a socket is."""
+
+    def __init__(self, path):
+        self.fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
+        tty.setraw(self.fd)
+
+    def recv(self, size):
+        return os.read(self.fd, size)
+
+    def sendall(self, data):
+        while data:
+            data = data[os.write(self.fd, data):]
+
+    def close(self):
+        os.close(self.fd)
+
+
+class PvhGuest(PvGuest):
+    """No emulated device at all: the kernel is started by the toolstack."""
+    type = "pvh"
+    boot_image = None
+    cmdline = "console=hvc0 quiet loglevel=3 mitigations=off panic=5"
+
+    def kind(self):
+        return PVH_CFG.format(cmdline=self.cmdline)
+
+    def devices(self):
+        return []
+
+    def connect(self):
+        path = f"/local/domain/{self.domid}/console/tty"
+        self.lab.eventually(lambda: self.xen.xenstore(path), "its console")
+        self.console = Terminal(self.xen.xenstore(path))
+        threading.Thread(target=self.listen, args=(self.console,),
+                         daemon=True).start()

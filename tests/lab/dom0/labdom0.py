@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pattern  # noqa: F401  (for scenarios)
 from checks import CheckFailed, LostRun, Skip  # noqa: F401
-from disks import IMAGES, SCRATCH, BootDisk, Disk, RawBlockdevs  # noqa: F401
-from guests import QEMU, LinuxGuest
+from disks import (IMAGES, SCRATCH, BootDisk, Disk, PvDisk,  # noqa: F401
+                   RawBlockdevs)
+from guests import QEMU, LinuxGuest, PvGuest, PvhGuest
 from labxen import Xen
 from tiny import DATA_GFN, END_GFN, PAGE, TinyGuest, pages_of  # noqa: F401
 
@@ -47,6 +48,16 @@ class Lab:
         """A Linux guest with one disk over files.raw, not yet started."""
         return LinuxGuest(self, name, [Disk("files")] if disks is None
                           else disks, **options)
+
+    def pv(self, name, disks=None, **options):
+        """A Linux HVM guest with a PV disk over files.raw."""
+        return PvGuest(self, name, [PvDisk()] if disks is None else disks,
+                       **options)
+
+    def pvh(self, name, disks=None, **options):
+        """A Linux PVH guest with a PV disk over files.raw."""
+        return PvhGuest(self, name, [PvDisk()] if disks is None else disks,
+                        **options)
 
     @staticmethod
     def start_all(*guests):

@@ -31,6 +31,8 @@ LABEL linux
   INITRD initrd.gz
   APPEND {}
 """
+# Of a guest that has PV disks, too: keep the emulated ones.
+KEEP = " xen_emul_unplug=unnecessary"
 
 
 def tiny(lab_dir):
@@ -53,23 +55,25 @@ def tiny(lab_dir):
 
 
 def linux(lab_dir):
-    """The Linux guest's boot disk, as a folder with linux-boot.img."""
+    """A folder with the kernel, the initrd, and boot disks made of them."""
     pkgs = dom0.packages()
     init = lab_dir / "linux/init"
 
     def make(out, log):
         dom0.make_initramfs(pkgs, init, LINUX_MODULES, LINUX_APPLETS, out, log)
-        disk = out / "linux-boot.img"
-        config = out / "syslinux.cfg"
-        config.write_text(SYSLINUX.format(LINUX_CMDLINE))
-        cache.run(log, "truncate", "-s", "16M", disk)
-        cache.run(log, "mkfs.vfat", "-F", "16", "-n", "LAB", disk)
-        for f, name in ((dom0.kernel_image(pkgs), "vmlinuz"),
-                        (out / "initrd.gz", "initrd.gz"),
-                        (config, "syslinux.cfg")):
-            cache.run(log, "mcopy", "-i", disk, f, f"::{name}")
-        cache.run(log, "syslinux", "--install", disk)
         shutil.copy(dom0.kernel_image(pkgs), out / "vmlinuz")
+        boot_disk(out, "linux-boot.img", LINUX_CMDLINE, log)
+        boot_disk(out, "linux-both-boot.img", LINUX_CMDLINE + KEEP, log)
 
     return cache.step("linux-guest", make, pkgs, init,
-                      lab_dir / "host/dom0.py")
+                      lab_dir / "host/dom0.py", lab_dir / "host/guests.py")
+
+
+def boot_disk(out, name, cmdline, log):
+    disk, config = out / name, out / "syslinux.cfg"
+    config.write_text(SYSLINUX.format(cmdline))
+    cache.run(log, "truncate", "-s", "16M", disk)
+    cache.run(log, "mkfs.vfat", "-F", "16", "-n", "LAB", disk)
+    for source in ("vmlinuz", "initrd.gz", "syslinux.cfg"):
+        cache.run(log, "mcopy", "-i", disk, out / source, f"::{source}")
+    cache.run(log, "syslinux", "--install", disk)

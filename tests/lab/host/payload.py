@@ -59,8 +59,11 @@ def image(lab_dir, qemu):
     """The payload; qemu is a build folder, or None for Debian's own."""
     root = dom0.packages() / "root"
     programs = tools.programs(lab_dir)
+    linux = guests.linux(lab_dir)
     boot_disks = [guests.tiny(lab_dir) / "tiny-boot.img",
-                  guests.linux(lab_dir) / "linux-boot.img"]
+                  *(linux / name for name in
+                    ("linux-boot.img", "linux-both-boot.img", "vmlinuz",
+                     "initrd.gz"))]
     model = device_model(qemu, root) if qemu else None
     page = lab_dir.parent.parent / "docs/system/dedup-share.rst"
 

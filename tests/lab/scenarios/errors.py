@@ -24,6 +24,7 @@ def run(lab):
                   ["-xen-domid-restrict"])
     check_pv(lab)
     check_nested(lab)
+    check_pod(lab)
     check_orphan(lab, domid)
     for name in ("a/b", ".xen", "x" * 33):
         probe.refused(lab, domid, f",group={name}", ["group:", name])
@@ -49,6 +50,14 @@ def check_nested(lab):
     nested.start(wait=False)
     probe.refused(lab, nested.domid, "", ["store:", "nestedhvm=0"])
     nested.destroy()
+
+
+def check_pod(lab):
+    """Xen would clear pages of such a guest although they are shared."""
+    pod = lab.tiny("pod", [Disk(filter=False)], maxmem=64)
+    pod.start(wait=False)
+    probe.refused(lab, pod.domid, "", ["store:", "maxmem"])
+    pod.destroy()
 
 
 def check_orphan(lab, domid):

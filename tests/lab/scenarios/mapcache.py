@@ -28,6 +28,7 @@ def run(lab):
     check(lab, two, "large requests", large_requests)
     check_own_write(lab, one, two)
     check_later_gives(lab, two)
+    check_across(lab, two)
 
 
 def check(lab, guest, what, dma):
@@ -82,4 +83,21 @@ def check_later_gives(lab, guest):
     guest.read_pages(200, OTHERS)
     guest.expect_blocks(OTHERS, 200, "pages that had DMA")
     lab.equal(change.of("blocks-given", "mapped"), (len(OTHERS), 0),
+              "all given, none found mapped")
+
+
+def check_across(lab, guest):
+    """A copy across the border of two MiBs keeps no page of either mapped."""
+    border = 0xa00
+    # the first page is given, the rest copied: to the sector before the border
+    # and to the page behind it
+    pieces = [(border - 8, 0, PAGE), (border - 1, 2048, PAGE)]
+    guest.read(500 * 8, pieces)
+    data = guest.peek(border - 1)[2048:] + guest.peek(border)[:2048]
+    lab.check(data == pattern.block(501), "a copy across the border")
+    change = Change(guest)
+    pages = range(border + 16, border + 32)
+    guest.read_pages(600, pages)
+    guest.expect_blocks(pages, 600, "pages behind the border")
+    lab.equal(change.of("blocks-given", "mapped"), (16, 0),
               "all given, none found mapped")

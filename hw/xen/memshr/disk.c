@@ -1,0 +1,72 @@
+/*
+ * dedup-share: a filter over the disk of a PV backend
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/block-global-state.h"
+#include "block/block_int-common.h"
+#include "hw/xen/dedup-share-disk.h"
+#include "qapi/error.h"
+#include "qemu/keyval.h"
+#include "qobject/qdict.h"
+
+/* Keys that are not for the user of the property to say. */
+static const char *const own_keys[] = { "driver", "file", "node-name" };
+
+/* The options of the filter node over @bs.  NULL with *errp set. */
+static QDict *parse(const char *options, BlockDriverState *bs, Error **errp)
+{
+    QDict *dict = !strcmp(options, "on") ? qdict_new()
+                  : keyval_parse(options, NULL, NULL, errp);
+    g_autofree char *name = NULL;
+    unsigned i;
+
+    for (i = 0; dict && i < ARRAY_SIZE(own_keys); i++) {
+        if (qdict_haskey(dict, own_keys[i])) {
+            error_setg(errp, "dedup-share: '%s' cannot be set here; use on, "
+                       "off, or options of the filter, as "
+                       "group=default,store=xen", own_keys[i]);
+            qobject_unref(dict);
+            return NULL;
+        }
+    }
+    if (dict) {
+        name = g_strdup_printf("%s-dedup-share", bdrv_get_node_name(bs));
+        qdict_put_str(dict, "driver", "dedup-share");
+        qdict_put_str(dict, "node-name", name);
+        qdict_put_str(dict, "file", bdrv_get_node_name(bs));
+    }
+    return dict;
+}
+
+bool dedup_share_disk_insert(BlockBackend *blk, const char *options,
+                             BlockDriverState **filter, Error **errp)
+{
+    BlockDriverState *bs = blk_bs(blk);
+    QDict *dict;
+    int flags;
+
+    if (!options || !strcmp(options, "off")) {
+        return true;
+    }
+    dict = parse(options, bs, errp);
+    if (!dict) {
+        return false;
+    }
+    flags = (bdrv_is_read_only(bs) ? 0 : BDRV_O_RDWR) |
+            (bdrv_get_flags(bs) & (BDRV_O_UNMAP | BDRV_O_NOCACHE));
+    *filter = bdrv_insert_node(bs, dict, flags, errp);
+    return *filter;
+}
+
+void dedup_share_disk_remove(BlockDriverState **filter)
+{
+    if (*filter) {
+        /* it only passes requests through: what is below can take its place */
+        bdrv_drop_filter(*filter, &error_abort);
+        bdrv_unref(*filter);
+        *filter = NULL;
+    }
+}
