@@ -39,6 +39,7 @@
 #include "block/throttle-groups.h"
 #include "coroutines.h"
 #include "dedup-share/engine.h"
+#include "dedup-share/gather.h"
 #include "dedup-share/layer.h"
 #include "dedup-share/stats.h"
 #include "dedup-share/trace.h"
@@ -76,6 +77,7 @@ typedef struct BDRVDedupShareState {
 
     /* Have their own locks. */
     DedupTracker tracker;
+    DedupGather gather;
     DedupCounters counters;
 } BDRVDedupShareState;
 
@@ -539,14 +541,14 @@ dedup_share_co_lock_medium(BlockDriverState *bs, bool locked)
 
 /* Reads that were offered */
 
-bool dedup_share_wants(BlockBackend *blk)
+bool dedup_share_wants(BlockBackend *blk, const BlockBackendPublic *public)
 {
     BlockDriverState *bs = blk_bs(blk);
     BDRVDedupShareState *s;
 
     if (!bs || bs->drv != &bdrv_dedup_share ||
         qatomic_read(&bs->quiesce_counter) ||
-        blk_get_public(blk)->throttle_group_member.throttle_state) {
+        qatomic_read(&public->throttle_group_member.throttle_state)) {
         return false;
     }
     s = bs->opaque;
@@ -602,6 +604,14 @@ read_blocks(void *opaque, uint64_t first, unsigned n, void *buf)
     return ret < 0 ? ret : 0;
 }
 
+static void coroutine_fn give(void *opaque, DedupGive *gives, unsigned n)
+{
+    BlockDriverState *bs = opaque;
+    BDRVDedupShareState *s = bs->opaque;
+
+    dedup_gather_give(&s->gather, s->group, gives, n);
+}
+
 static void coroutine_fn GRAPH_RDLOCK
 read_batch(BlockDriverState *bs, DedupPage *pages, unsigned n)
 {
@@ -612,7 +622,7 @@ read_batch(BlockDriverState *bs, DedupPage *pages, unsigned n)
     DedupRead r = {
         .group = s->group, .tracker = &s->tracker, .fill = &fill,
         .counters = &s->counters, .read = read_blocks, .alloc = read_alloc,
-        .opaque = bs,
+        .give = give, .opaque = bs,
     };
     unsigned i, run;
 
@@ -729,6 +739,7 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
         return -EINVAL;
     }
     dedup_tracker_init(&s->tracker);
+    dedup_gather_init(&s->gather);
 
     GRAPH_RDLOCK_GUARD_MAINLOOP();
     bs->sg = bdrv_is_sg(bs->file->bs);
@@ -753,6 +764,7 @@ static void dedup_share_close(BlockDriverState *bs)
         dedup_group_put(s->group);
     }
     dedup_tracker_destroy(&s->tracker);
+    dedup_gather_destroy(&s->gather);
     g_free(s->reason);
     options_free(&s->opts);
 }

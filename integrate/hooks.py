@@ -106,6 +106,12 @@ PV_DISKS = [
     ('hw/block/dataplane/xen-block.c', 'after',
      r'^    QEMUIOVector v;\n    void \*buf;\n    size_t size;\n',
      "    unsigned dedup_given;\n"),
+    ('hw/block/dataplane/xen-block.c', 'after',
+     r'^    BlockBackend \*blk;\n    unsigned int sector_size;\n',
+     "    BlockBackendPublic *blk_public;\n"),
+    ('hw/block/dataplane/xen-block.c', 'after',
+     r'^    dataplane->blk = blk;\n',
+     "    dataplane->blk_public = blk_get_public(blk);\n"),
     ('hw/block/dataplane/xen-block.c', 'before',
      r'^static int xen_block_copy_request\(XenBlockRequest \*request\)\n',
      '#include "hw/xen/memshr/xen-block.c.inc"\n\n'),
@@ -122,6 +128,14 @@ PV_DISKS = [
      r'^    g_free\(dataplane->ring_ref\);\n'
      r'    dataplane->ring_ref = NULL;\n\}\n',
      "    xen_block_dedup_stop(dataplane);\n"),
+]
+
+# Unplugging an emulated disk drops the monitor's reference of its backend.  One
+# that was made of a node by -device has none, and would be freed twice.
+UNPLUG = [
+    ('hw/i386/xen/xen_platform.c', 'before',
+     r'^        blk_detach_dev\(blk, DEVICE\(idedev\)\);\n',
+     "        if (!*blk_name(blk)) { blk_ref(blk); }\n"),
 ]
 
 TESTS = [
@@ -141,4 +155,4 @@ DOCS = [
      "   dedup-share\n"),
 ]
 
-HOOKS = BUILD + QAPI + DATAPATH + PV_DISKS + TESTS + DOCS
+HOOKS = BUILD + QAPI + DATAPATH + PV_DISKS + UNPLUG + TESTS + DOCS

@@ -140,7 +140,7 @@ static void coroutine_fn fill_misses(DedupRead *r, DedupBlock **missed,
     }
 }
 
-static void give(DedupRead *r, DedupBlock *blocks, unsigned n)
+static void coroutine_fn give(DedupRead *r, DedupBlock *blocks, unsigned n)
 {
     DedupGroup *g = r->group;
     DedupGive gives[DEDUP_BATCH];
@@ -162,7 +162,7 @@ static void give(DedupRead *r, DedupBlock *blocks, unsigned n)
     if (!ngive) {
         return;
     }
-    g->ops->give(g->store, gives, ngive);
+    r->give(r->opaque, gives, ngive);
     for (i = 0; i < ngive; i++) {
         to[i]->result = gives[i].result;
         if (gives[i].result == DEDUP_GIVEN &&

@@ -58,6 +58,8 @@ typedef struct DedupRead {
     int coroutine_fn (*read)(void *opaque, uint64_t first, unsigned n,
                              void *buf);
     void *(*alloc)(void *opaque, size_t size);  /* a buffer; qemu_vfree() */
+    /* DedupStoreOps.give() for the group's store. */
+    void coroutine_fn (*give)(void *opaque, DedupGive *gives, unsigned n);
     void *opaque;
 } DedupRead;
 

@@ -14,6 +14,7 @@
 #include "block/block-common.h"
 #include "qapi/qapi-types-block-core.h"
 #include "qemu/coroutine.h"
+#include "system/block-backend-common.h"
 
 /* Bytes of a block, of a frame and of a guest page: x86 has no other. */
 #define DEDUP_BLOCK_SIZE 4096
@@ -206,7 +207,7 @@ typedef struct DedupPage {
  * How a device model has a read resolved:
  *
  *   blk_inc_in_flight(blk);
- *   if (dedup_share_wants(blk)) {
+ *   if (dedup_share_wants(blk, public)) {
  *       dedup_share_resolve(blk, ...) for each whole page of the request;
  *       dedup_share_co_read(blk, pages, ...);
  *       dedup_share_co_read_rest(blk, ...) for what was not given;
@@ -222,9 +223,10 @@ typedef struct DedupPage {
 
 /*
  * Does a read from @blk want to be offered?  False also while @blk's node is
- * drained or @blk is throttled, and whenever nothing would come of it.
+ * drained or @blk is throttled, and whenever nothing would come of it.  @public
+ * is what blk_get_public() returns, which only the main loop may call.
  */
-bool dedup_share_wants(BlockBackend *blk);
+bool dedup_share_wants(BlockBackend *blk, const BlockBackendPublic *public);
 
 /*
  * Find the destination for the page at @offset of @mr.  False if the page

@@ -203,6 +203,9 @@ class Guest:
         if info is None or info.crashed or info.shutdown or info.dying:
             raise CheckFailed(f"{self.name} {what}: {info or 'no domain'}\n"
                               + self.dm_log())
+        if not self.dm_alive():
+            raise CheckFailed(f"{self.name} {what}: no device model\n"
+                              + self.dm_log())
 
     def destroy(self):
         if self.domid is not None:
@@ -438,6 +441,7 @@ class PvhGuest(PvGuest):
     """No emulated device at all: the kernel is started by the toolstack."""
     type = "pvh"
     boot_image = None
+    up_timeout = 90
     cmdline = "console=hvc0 quiet loglevel=3 mitigations=off panic=5"
 
     def kind(self):

@@ -207,6 +207,26 @@ int lab_poke(uint32_t domid, uint64_t gfn, uint32_t offset,
     return lab_unmap(page, 1);
 }
 
+/*
+ * The first frames of a domain's grant table, mapped read-write.  Grants are
+ * the domain's to make; but nothing keeps its builder from making some for it.
+ */
+void *lab_map_grants(uint32_t domid, uint32_t frames)
+{
+    void *table = NULL;
+
+    return xenforeignmemory_map_resource(
+        foreign, domid, XENMEM_resource_grant_table,
+        XENMEM_resource_grant_table_id_shared, 0, frames, &table,
+        PROT_READ | PROT_WRITE, 0) ? table : NULL;
+}
+
+/* A port of the domain that dom0 can bind to. */
+int lab_event_port(uint32_t domid)
+{
+    return check(xc_evtchn_alloc_unbound(xc, domid, 0));
+}
+
 uint64_t lab_hash(const void *page)
 {
     return page_hash(page);

@@ -47,6 +47,8 @@ PROTOTYPES = {
     "lab_unmap": (c_int, [c_void_p, c_int]),
     "lab_peek": (c_int, [c_uint32, c_uint64, c_void_p]),
     "lab_poke": (c_int, [c_uint32, c_uint64, c_uint32, c_char_p, c_uint32]),
+    "lab_map_grants": (c_void_p, [c_uint32, c_uint32]),
+    "lab_event_port": (c_int, [c_uint32]),
     "lab_hash": (c_uint64, [c_char_p]),
     "lab_fill": (None, [c_void_p, c_uint32]),
     "lab_xenstore_read": (c_int, [c_char_p, c_void_p, c_uint32]),
@@ -177,6 +179,17 @@ class Xen:
 
     def unmap(self, address, count):
         self.call("unmap", address, count)
+
+    def map_grants(self, domid, frames):
+        """The address of a domain's grant table, writable."""
+        address = self.lib.lab_map_grants(domid, frames)
+        if not address:
+            raise OSError(errno.EFAULT, f"cannot map grants of {domid}")
+        return address
+
+    def event_port(self, domid):
+        """A port of a domain, for a backend in dom0 to bind to."""
+        return self.call("event_port", domid)
 
     def page_hash(self, page):
         """What the tiny guest answers for a page with these bytes."""

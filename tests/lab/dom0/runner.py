@@ -125,6 +125,8 @@ def keep_logs(name):
     (logs / "xl.log").write_text(listing + info)
     with open(logs / "xl-dmesg.log", "w") as dmesg:
         subprocess.run(["xl", "dmesg", "-c"], stdout=dmesg, check=False)
+    with open(logs / "dmesg.log", "w") as dmesg:
+        subprocess.run(["busybox", "dmesg", "-c"], stdout=dmesg, check=False)
     for log in XEN_LOGS.iterdir():
         if log.is_file() and log.stat().st_size:
             shutil.copyfile(log, logs / log.name)

@@ -25,7 +25,7 @@ DMA_OK = 0x0450
 MAX_PIECE = 0x10000
 
 (WRITE32, READ32, SUMS, FILL, DMA, DMA_BOTH, DMA_HAMMER, PIO_READ, DECREASE,
- POPULATE, COPY) = range(1, 12)
+ POPULATE, COPY, NOTIFY) = range(1, 13)
 
 
 class Mailbox(ctypes.Structure):
@@ -65,11 +65,12 @@ class TinyGuest(Guest):
         return f"file:{self.serial_path}"
 
     def devices(self):
-        for drive, disk in zip(self.drives, self.disks):
+        emulated = [d for d in self.disks if not hasattr(d, "xl")]
+        for drive, disk in zip(self.drives, emulated):
             disk.drive = drive
         return [f"ide-hd,bus=ide.{drive >> 1},unit={drive & 1},"
                 f"drive={disk.node}" for drive, disk
-                in zip((0, *self.drives), [self.boot, *self.disks])]
+                in zip((0, *self.drives), [self.boot, *emulated])]
 
     def poll_up(self):
         try:
@@ -118,6 +119,11 @@ class TinyGuest(Guest):
         for i, (address, length) in enumerate(pieces):
             self.lists[number][i] = Piece(address, length)
         return len(pieces)
+
+    def notify(self, port):
+        """Send an event."""
+        if self.command(NOTIFY, port)[0]:
+            raise CheckFailed(f"{self.name}: cannot send on port {port}")
 
     # memory
 

@@ -60,7 +60,9 @@ static void say(const char *text)
 
 #define HYPERCALL_MEMORY_OP     12
 #define HYPERCALL_SCHED_OP      29
+#define HYPERCALL_EVENT_OP      32
 #define SCHEDOP_YIELD           0
+#define EVENT_SEND              4
 #define XENMEM_DECREASE         1
 #define XENMEM_POPULATE         6
 #define DOMID_SELF              0x7ff0
@@ -349,6 +351,9 @@ static void execute(uint32_t command, volatile uint32_t *arg,
         break;
     case CMD_COPY:
         copy((void *)arg[0], (void *)arg[1], arg[2]);
+        break;
+    case CMD_NOTIFY:
+        result[0] = hypercall(HYPERCALL_EVENT_OP, EVENT_SEND, (uint32_t)arg);
         break;
     }
 }

@@ -41,6 +41,7 @@ enum command {
     CMD_DECREASE,   /* XENMEM_decrease_reservation of gfn arg0 */
     CMD_POPULATE,   /* XENMEM_populate_physmap of gfn arg0 */
     CMD_COPY,       /* arg2 bytes from address arg1 to address arg0 */
+    CMD_NOTIFY,     /* send an event on port arg0 */
 };
 
 /* flags of CMD_DMA; bits 16-31 are the number of the list's pieces */

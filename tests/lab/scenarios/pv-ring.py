@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""PV reads of all shapes, and guests that lie: page by page through the ring."""
+import pvring
+from dedup import Change
+from faults import SHARE, STORE_MAP, Faults
+from labdom0 import DATA_GFN, PAGE, PvDisk, pattern
+from pvring import PERMIT, READONLY, PvRing, Segment
+
+BOOT = {"xen": "sharing", "fast": True, "timeout": 200}
+
+A = DATA_GFN
+B = 0x900
+N = 8
+GLOBAL = ["-global", "xen-disk.dedup-share=group=default,store=xen"]
+
+
+class Driven:
+    """A tiny guest with a PV disk, its ring, and what is said of the disk."""
+
+    def __init__(self, lab, name):
+        self.lab, self.faults = lab, Faults(name)
+        self.disk = PvDisk("base")
+        self.guest = lab.tiny(name, [self.disk], dm_args=GLOBAL,
+                              faults=self.faults)
+
+    def up(self):
+        self.guest.wait_up()
+        self.ring = PvRing(self.lab, self.guest, self.disk)
+
+    def change(self):
+        return Change(self.guest, self.disk.node)
+
+    def read_pages(self, block, gfns, first=pvring.FIRST_REF):
+        status = self.ring.read(block * 8, self.ring.grant_pages(gfns, first))
+        self.lab.equal(status, 0, f"a read of {len(gfns)} pages")
+
+    def check_pages(self, block, gfns, what):
+        self.guest.expect_blocks(gfns, block, what)
+
+
+def run(lab):
+    one, two = Driven(lab, "t1"), Driven(lab, "t2")
+    for driven in (one, two):
+        driven.guest.start(wait=False)
+    for driven in (one, two):
+        driven.up()
+    check_whole(lab, one, two)
+    check_partial(lab, two)
+    check_repeated(lab, two)
+    check_bad_grants(lab, two)
+    check_growth(lab, two)
+    check_revoked(lab, two)
+    check_guest_writes(lab, two)
+    check_write_in_flight(lab, two)
+    check_burst(lab, two)
+    check_reconnect(lab, two)
+    one.check_pages(100, range(A, A + N), "the other guest, after all of it")
+    lab.check(one.guest.dm_alive() and two.guest.dm_alive(), "QEMUs are alive")
+
+
+def check_whole(lab, one, two):
+    """A miss, then a hit with no I/O and no copy."""
+    gfns = range(A, A + N)
+    one.read_pages(100, gfns)
+    one.check_pages(100, gfns, "a miss")
+    lab.drop_caches()
+    change, before = two.change(), lab.image_bytes()
+    two.read_pages(100, gfns)
+    two.check_pages(100, gfns, "a hit")
+    lab.equal(lab.image_bytes() - before, 0, "bytes read from the image")
+    lab.equal(change.of("blocks-read", "blocks-hit", "blocks-given",
+                        "bytes-passed"), (N, N, N, 0), "counters")
+    lab.equal([two.guest.references(g) for g in gfns], [3] * N,
+              "store, one and two hold each frame")
+    two.guest.poke(A, 0, 5)
+    one.check_pages(100, gfns, "the other guest after a write")
+
+
+def check_partial(lab, two):
+    """Parts of pages, alone and beside whole ones."""
+    change, ring = two.change(), two.ring
+    whole = ring.grant_pages([B, B + 1, B + 2])
+    status = ring.read(100 * 8, [whole[0], whole[1],
+                                 Segment(whole[2].ref, 0, 3)])
+    lab.equal(status, 0, "two pages and a half")
+    two.check_pages(100, [B, B + 1], "the whole ones")
+    lab.check(two.guest.peek(B + 2)[:2048] == pattern.block(102)[:2048],
+              "the half")
+    lab.equal(change.of("blocks-given", "unaligned"), (2, 1), "counters")
+    for sector, first, last in ((803, 0, 7), (805, 2, 5), (800, 0, 0)):
+        segment = Segment(whole[0].ref, first, last)
+        lab.equal(ring.read(sector, [segment]), 0, "an unaligned read")
+        want = pattern.base(sector * 512, (last - first + 1) * 512)
+        got = two.guest.peek(B)[first * 512:(last + 1) * 512]
+        lab.check(got == want, f"sector {sector} to {first}-{last}")
+
+
+def check_repeated(lab, two):
+    """One page in two segments: what was asked for last is there."""
+    change, ring = two.change(), two.ring
+    ref = ring.grant_pages([B])[0]
+    lab.equal(ring.read(100 * 8, [ref, ref]), 0, "the same reference twice")
+    two.check_pages(101, [B], "the last one")
+    ring.grant(40, B)
+    lab.equal(ring.read(102 * 8, [ref, Segment(40)]), 0, "two for one page")
+    two.check_pages(103, [B], "the last one")
+    lab.equal(change.of("repeated", "blocks-given"), (4, 0), "counters")
+
+
+def check_bad_grants(lab, two):
+    """What is not granted is not written to, and QEMU lives."""
+    ring, guest = two.ring, two.guest
+    guest.fill(B, 77)
+    want = lab.xen.filled(77)
+    bad = {"read-only": (B, PERMIT | READONLY, 0), "not there": (0, 0, 0),
+           "another's": (B, PERMIT, 5), "no RAM": (0xf0000, PERMIT, 0),
+           "no address": (0xffffffff, PERMIT, 0)}
+    for what, (gfn, flags, peer) in bad.items():
+        change = two.change()
+        ring.grant(41, gfn, flags, peer)
+        good = ring.grant_pages([B + 1])[0]
+        status = ring.read(100 * 8, [Segment(41), good])
+        lab.check(status != 0, f"a grant that is {what}: an error")
+        lab.equal(change.of("grant"), 1, "the counter says so")
+        guest.expect([B], [want], "the page is as it was")
+    lab.check(ring.read(100 * 8, [Segment(0xfffffff0)]) != 0, "no such grant")
+    ring.grant(41, B)
+    guest.command(9, B)                 # decrease: a page that is not there
+    lab.check(ring.read(100 * 8, [Segment(41)]) != 0, "ballooned out: an error")
+    guest.command(10, B)
+    two.read_pages(100, [B])
+    two.check_pages(100, [B], "back again")
+
+
+def check_growth(lab, two):
+    """References beyond the first page of the grant table."""
+    for first in (510, 1020, 1500):
+        change = two.change()
+        two.read_pages(100, range(B, B + 4), first)
+        two.check_pages(100, range(B, B + 4), f"references from {first} on")
+        lab.equal(change.of("blocks-given"), 4, "given")
+
+
+def late(two, kind, block, gfns):
+    """Send a read that waits at an operation; returns when it is there."""
+    two.faults.set((kind, {"delay_ms": 1500, "count": 1}))
+    two.ring.send(pvring.READ, block * 8, two.ring.grant_pages(gfns))
+    two.lab.eventually(lambda: two.faults.done()[0], "it is in flight")
+    two.faults.set()
+
+
+def check_revoked(lab, two):
+    """A grant that ends while the read is in flight."""
+    change, gfns = two.change(), range(B, B + 4)
+    for gfn in gfns:
+        two.guest.fill(gfn, 78)
+    late(two, STORE_MAP, 3000, gfns)
+    two.ring.revoke(pvring.FIRST_REF + 1)
+    status = two.ring.responses(1)
+    lab.check(list(status.values()) != [0], "an error")
+    lab.equal(change.of("grant"), 1, "the counter says why")
+    two.guest.expect([B + 1], [lab.xen.filled(78)], "the page is untouched")
+    two.check_pages(3000, [B], "one that was still granted")
+
+
+def check_guest_writes(lab, two):
+    """The guest writes to pages of a read that is in flight."""
+    gfns = range(0xa00, 0xa04)
+    change = two.change()
+    late(two, SHARE, 100, gfns)         # after the nomination
+    two.guest.poke(0xa01, 0, 9)
+    lab.equal(list(two.ring.responses(1).values()), [0], "done")
+    two.check_pages(100, gfns, "what was read, as it was read after that")
+    lab.equal(change.of("changed", "blocks-given"), (1, 3), "counters")
+
+
+def check_write_in_flight(lab, two):
+    """A write to the sectors of a read that is in flight."""
+    gfns = range(B, B + 4)
+    two.guest.fill(0xb00, 79)
+    two.ring.grant(60, 0xb00)
+    change = two.change()
+    two.ring.put(pvring.READ, 4000 * 8, two.ring.grant_pages(gfns))
+    two.ring.put(pvring.WRITE, 4001 * 8, [Segment(60)])
+    two.ring.kick()
+    lab.equal(sorted(two.ring.responses(2).values()), [0, 0], "both done")
+    lab.equal(change.of("overwritten", "blocks-given"), (4, 0),
+              "the read met the write, so nothing of it is given")
+    two.check_pages(4000, [B], "a block that was not written")
+    two.check_pages(4002, [B + 2, B + 3], "and those behind")
+    two.read_pages(4000, gfns)
+    two.guest.expect([B + 1], [lab.xen.filled(79)], "what was written")
+    two.check_pages(4002, [B + 2, B + 3], "the rest")
+
+
+def check_burst(lab, two):
+    """Requests that are sent at once are given in a few calls."""
+    gfns = range(0xc00, 0xc00 + 30)
+    for block in (5000, 5000):          # a miss, a hit
+        change = two.change()
+        refs = two.ring.grant_pages(gfns, 100)
+        for i in range(0, 30, 10):
+            two.ring.put(pvring.READ, (block + i) * 8, refs[i:i + 10])
+        two.ring.kick()
+        lab.equal(sorted(two.ring.responses(3).values()), [0] * 3, "a burst")
+        two.check_pages(block, gfns, "a burst")
+    lab.equal(change.of("blocks-hit", "blocks-given"), (30, 30), "hits")
+    calls = change.of("give-system-calls")
+    lab.check(calls <= 4, f"{calls} system calls for three requests")
+
+
+def check_reconnect(lab, two):
+    two.ring.disconnect()
+    two.ring.connect()
+    two.read_pages(100, range(B, B + 4), 900)
+    two.check_pages(100, range(B, B + 4), "after connecting anew")
+    lab.check(two.guest.peek(B) == pattern.block(100)[:PAGE], "seen by dom0")
