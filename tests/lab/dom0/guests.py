@@ -82,7 +82,7 @@ class Guest:
     dm_prefix runs the device model under a command, as in
     ["strace", "-f", "-c", "-o", "/logs/strace"]; cfg is text for the end of
     xl.cfg; dm_args go to the device model as they are; faults is a
-    faults.Faults.
+    faults.Faults, or a counts.Counts.
     """
     type = "hvm"
     memory = 32

@@ -73,6 +73,11 @@ class Lab:
         print(f"[{time.monotonic() - self.start:6.1f}] {text}", flush=True)
         self.emit(event="note", text=text)
 
+    def show(self, text):
+        """A line for the host's terminal."""
+        print(text, flush=True)
+        self.emit(event="show", text=text)
+
     def check(self, condition, what):
         if not condition:
             raise CheckFailed(what)

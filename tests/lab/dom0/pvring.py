@@ -42,6 +42,7 @@ class PvRing:
     def __init__(self, lab, guest, disk):
         self.lab, self.guest, self.disk = lab, guest, disk
         self.xen = lab.xen
+        self.version = 1
         self.grants = self.xen.map_grants(guest.domid, GRANT_FRAMES)
         self.ring = self.xen.map_rw(guest.domid, RING_GFN, 1)
         self.produced = self.consumed = 0
@@ -81,13 +82,24 @@ class PvRing:
         self.lab.eventually(lambda: self.xen.xenstore(f"{back}/state") ==
                             str(state), f"the backend is in state {state}")
 
-    # grants, of version 1
+    # grants
 
     def grant(self, ref, gfn, flags=PERMIT, peer=0):
-        if ref >= GRANT_FRAMES * 512:
+        entry = struct.pack("<HHI" if self.version == 1 else "<HHxxxxQ",
+                            flags, peer, gfn)
+        if (ref + 1) * len(entry) > GRANT_FRAMES * PAGE:
             raise ValueError("more grants than are mapped")
-        entry = struct.pack("<HHI", flags, peer, gfn)
-        ctypes.memmove(self.grants + ref * 8, entry, 8)
+        ctypes.memmove(self.grants + ref * len(entry), entry, len(entry))
+
+    def set_version(self, version):
+        """Between disconnect() and connect(): the other kind of table."""
+        self.xen.unmap(self.ring, 1)
+        ctypes.memset(self.grants + 8 * RING_REF, 0,
+                      GRANT_FRAMES * PAGE - 8 * RING_REF)
+        self.guest.set_grants(version)
+        self.version = version
+        self.grants = self.xen.map_grants(self.guest.domid, GRANT_FRAMES)
+        self.ring = self.xen.map_rw(self.guest.domid, RING_GFN, 1)
 
     def revoke(self, ref):
         self.grant(ref, 0, 0)

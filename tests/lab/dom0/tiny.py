@@ -25,7 +25,7 @@ DMA_OK = 0x0450
 MAX_PIECE = 0x10000
 
 (WRITE32, READ32, SUMS, FILL, DMA, DMA_BOTH, DMA_HAMMER, PIO_READ, DECREASE,
- POPULATE, COPY, NOTIFY) = range(1, 13)
+ POPULATE, COPY, NOTIFY, GRANTS) = range(1, 14)
 
 
 class Mailbox(ctypes.Structure):
@@ -124,6 +124,13 @@ class TinyGuest(Guest):
         """Send an event."""
         if self.command(NOTIFY, port)[0]:
             raise CheckFailed(f"{self.name}: cannot send on port {port}")
+
+    def set_grants(self, version):
+        """Set the version of the grant table; nothing may be granted."""
+        result = self.command(GRANTS, version)[0]
+        if result:
+            raise CheckFailed(f"{self.name}: grant table version {version}: "
+                              f"{ctypes.c_int32(result).value}")
 
     # memory
 

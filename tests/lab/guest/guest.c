@@ -61,6 +61,8 @@ static void say(const char *text)
 #define HYPERCALL_MEMORY_OP     12
 #define HYPERCALL_SCHED_OP      29
 #define HYPERCALL_EVENT_OP      32
+#define HYPERCALL_GRANT_OP      20
+#define GRANT_SET_VERSION       8
 #define SCHEDOP_YIELD           0
 #define EVENT_SEND              4
 #define XENMEM_DECREASE         1
@@ -75,16 +77,21 @@ struct reservation {
     uint16_t domain;
 };
 
-static int hypercall(int number, uint32_t a, uint32_t b)
+static int hypercall3(int number, uint32_t a, uint32_t b, uint32_t c)
 {
     uint32_t entry = HYPERCALL_GFN * PAGE + number * 32;
     int result;
 
     asm volatile("call *%%eax"
-                 : "=a"(result), "+b"(a), "+c"(b)
+                 : "=a"(result), "+b"(a), "+c"(b), "+d"(c)
                  : "0"(entry)
-                 : "memory", "edx", "esi", "edi");
+                 : "memory", "esi", "edi");
     return result;
+}
+
+static int hypercall(int number, uint32_t a, uint32_t b)
+{
+    return hypercall3(number, a, b, 0);
 }
 
 static void cpuid(uint32_t leaf, uint32_t *a, uint32_t *b)
@@ -351,6 +358,10 @@ static void execute(uint32_t command, volatile uint32_t *arg,
         break;
     case CMD_COPY:
         copy((void *)arg[0], (void *)arg[1], arg[2]);
+        break;
+    case CMD_GRANTS:
+        result[0] = hypercall3(HYPERCALL_GRANT_OP, GRANT_SET_VERSION,
+                               (uint32_t)arg, 1);
         break;
     case CMD_NOTIFY:
         result[0] = hypercall(HYPERCALL_EVENT_OP, EVENT_SEND, (uint32_t)arg);

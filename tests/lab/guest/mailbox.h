@@ -42,6 +42,7 @@ enum command {
     CMD_POPULATE,   /* XENMEM_populate_physmap of gfn arg0 */
     CMD_COPY,       /* arg2 bytes from address arg1 to address arg0 */
     CMD_NOTIFY,     /* send an event on port arg0 */
+    CMD_GRANTS,     /* set the version of the grant table to arg0 */
 };
 
 /* flags of CMD_DMA; bits 16-31 are the number of the list's pieces */

@@ -141,6 +141,8 @@ class Session:
             self.running, self.note = event["name"], ""
         elif kind == "note":
             self.note = event["text"]
+        elif kind == "show":
+            cache.say(event["text"])
         elif kind == "heartbeat":
             cache.say(f"lab: {event['seconds']} s: waiting for {event['for']}"
                       + (f" ({self.note})" if self.note else ""))

@@ -6,7 +6,7 @@ CFLAGS = ["-O2", "-g", "-Wall", "-Wextra", "-Werror"]
 
 
 def programs(lab_dir):
-    """The folder with labxen.so, labfault.so and xen-facts."""
+    """The folder with what is in dom0's /t/bin."""
     dom0, guest = lab_dir / "dom0", lab_dir / "guest"
 
     def make(out, log):
@@ -19,6 +19,9 @@ def programs(lab_dir):
 
         cache.run(log, *gcc, "-shared", "-fPIC", "-o", out / "labfault.so",
                   dom0 / "labfault.c")
+        cache.run(log, *gcc, "-shared", "-fPIC", "-o", out / "labcount.so",
+                  dom0 / "labcount.c")
 
     return cache.step("dom0-tools", make, dom0 / "labxen.c",
-                      dom0 / "labfault.c", dom0 / "xen-facts.c", guest / "mailbox.h")
+                      dom0 / "labfault.c", dom0 / "labcount.c",
+                      dom0 / "xen-facts.c", guest / "mailbox.h")

@@ -7,25 +7,39 @@ import subprocess
 from pathlib import Path
 
 from dedup import stats
-from guests import WRAPPER, LinuxGuest, qemu_command
-from labdom0 import Disk
+from guests import WRAPPER, LinuxGuest, PvGuest, PvhGuest, qemu_command
+from labdom0 import Disk, PvDisk
 
-BOOT = {"xen": "sharing", "timeout": 300}
+BOOT = {"xen": "sharing", "timeout": 590}
 
 EXAMPLES = Path("/t/examples")
 PROGRAMS = Path("/usr/local/bin")
 
 
-class Example(LinuxGuest):
+class Example:
     """A guest whose xl.cfg is the page's, with another name if need be."""
+    example = original = None
 
     def write_config(self):
-        text = (EXAMPLES / "xl.cfg").read_text().replace("vm1", self.name)
+        text = (EXAMPLES / self.example).read_text().replace(self.original,
+                                                             self.name)
         self.devices()          # finds out what the disks are called inside
         path = Path(f"/run/lab/{self.name}.cfg")
         path.write_text(text)
         print(text, flush=True)
         return path
+
+
+class Emulated(Example, LinuxGuest):
+    example, original = "xl.cfg", "vm1"
+
+
+class Pv(Example, PvGuest):
+    example, original = "pv.cfg", "vm3"
+
+
+class Pvh(Example, PvhGuest):
+    example, original = "pvh.cfg", "vm5"
 
 
 def install():
@@ -48,7 +62,18 @@ def make_overlay(lab, name):
 def run(lab):
     install()
     check_arguments(lab)
-    guests = [Example(lab, name, [Disk("files")]) for name in ("vm1", "vm2")]
+    for name in ("vmlinuz", "initrd.gz"):
+        shutil.copyfile(f"/t/guests/{name}", f"/run/lab/{name}")
+    for kind, disk, names in ((Emulated, Disk, ("vm1", "vm2")),
+                              (Pv, PvDisk, ("vm3", "vm4")),
+                              (Pvh, PvDisk, ("vm5", "vm6"))):
+        guests = [kind(lab, name, [disk("files")]) for name in names]
+        check_guests(lab, guests)
+        for guest in guests:
+            guest.destroy()
+
+
+def check_guests(lab, guests):
     for guest in guests:
         make_overlay(lab, guest.name)
         shutil.copyfile("/t/guests/linux-boot.img",
@@ -57,8 +82,8 @@ def run(lab):
     for guest in guests:
         guest.mount(guest.disks[0])
         lab.equal(guest.digest(), lab.digest(), f"{guest.name}: all files")
-    lab.equal([stats(g)["group"] for g in guests], ["default"] * 2, "group")
-    lab.equal([stats(g)["store"] for g in guests], ["xen"] * 2, "store")
+        s = stats(guest, guest.disks[0].node)
+        lab.equal((s["group"], s["store"]), ("default", "xen"), "its filter")
     shared = [g.shared() for g in guests]
     lab.check(min(shared) > 8192, f"pages shared: {shared}")
 
