@@ -858,6 +858,20 @@ static void dedup_share_reopen_abort(BDRVReopenState *state)
     reopen_end(state);
 }
 
+void dedup_share_leave(BlockDriverState *bs)
+{
+    BDRVDedupShareState *s = bs->opaque;
+
+    GLOBAL_STATE_CODE();
+    bdrv_drained_begin(bs);
+    layers_drop(s);
+    if (s->group) {
+        dedup_group_put(s->group);
+        s->group = NULL;
+    }
+    bdrv_drained_end(bs);
+}
+
 /* What the node has done, for QMP; see stats.h. */
 DedupShareStats *dedup_share_stats(BlockDriverState *bs)
 {

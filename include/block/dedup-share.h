@@ -258,4 +258,10 @@ void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
 int coroutine_fn dedup_share_co_read_rest(BlockBackend *blk, int64_t offset,
                                           int64_t bytes, void *buf);
 
+/*
+ * Have the filter node @bs pass everything through from now on, and share all
+ * permissions, so that it can be dropped.  Main loop.
+ */
+void dedup_share_leave(BlockDriverState *bs);
+
 #endif /* BLOCK_DEDUP_SHARE_H */

@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
+#include "block/dedup-share.h"
 #include "hw/xen/dedup-share-disk.h"
 #include "qapi/error.h"
 #include "qemu/keyval.h"
@@ -64,7 +65,8 @@ bool dedup_share_disk_insert(BlockBackend *blk, const char *options,
 void dedup_share_disk_remove(BlockDriverState **filter)
 {
     if (*filter) {
-        /* it only passes requests through: what is below can take its place */
+        /* it minds who else writes as long as it is in a group */
+        dedup_share_leave(*filter);
         bdrv_drop_filter(*filter, &error_abort);
         bdrv_unref(*filter);
         *filter = NULL;
