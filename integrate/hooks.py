@@ -92,10 +92,12 @@ PV_DISKS = [
      '#include "hw/xen/dedup-share-disk.h"\n'),
     ('include/hw/xen/xen-block.h', 'after',
      r'^    unsigned int max_ring_page_order;\n',
-     "    DEDUP_SHARE_DISK_FIELDS\n"),
+     "    DedupShareDisk dedup_share;\n"),
     ('hw/block/xen-block.c', 'after',
      r'^static const Property xen_block_props\[\] = \{\n',
-     "    DEDUP_SHARE_DISK_PROP\n"),
+     "#ifdef CONFIG_DEDUP_SHARE\n"
+     "    DEFINE_PROP_STRING(\"dedup-share\", XenBlockDevice,\n"
+     "                       props.dedup_share.options),\n#endif\n"),
     ('hw/block/xen-block.c', 'before',
      r'^    if \(!blkconf_apply_backend_options\(conf, '
      r'blockdev->info & VDISK_READONLY,\n',

@@ -238,7 +238,8 @@ BlockAIOCB *dedup_share_dma_read(BlockBackend *blk, QEMUSGList *sg,
     DedupDMA *req;
 
     blk_inc_in_flight(blk);
-    if (!dedup_share_wants(blk, blk_get_public(blk)) || !in_range(blk, sg, offset)) {
+    if (!dedup_share_wants(blk, blk_get_public(blk)) ||
+        !in_range(blk, sg, offset)) {
         blk_dec_in_flight(blk);
         return NULL;
     }

@@ -31,7 +31,7 @@ typedef struct DedupDir {
 } DedupDir;
 
 /*
- * Destroy the store that was made with @uuid, if there is one, of whatever kind.
+ * Destroy the store that was made with @uuid, if there is one of any kind.
  *
  * The UUID follows from the directory, so that a store is also found if the
  * process that made it was killed before it could write down anything.  A

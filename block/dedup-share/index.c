@@ -75,9 +75,9 @@ static int open_file(int dirfd, const char *name, size_t *size)
 }
 
 /*
- * Map all of the index.  Closes @fd.  NULL with errno set.  @populate: see to it
- * that there is memory for all of it, as a page that the tmpfs has none for
- * would be a SIGBUS to touch.
+ * Map all of the index.  Closes @fd.  NULL with errno set.  @populate: make
+ * sure of memory for all of it, as a page that the tmpfs has none for would be
+ * a SIGBUS to touch.
  */
 static void *map_index(int fd, size_t size, bool populate)
 {

@@ -42,9 +42,10 @@ static QDict *parse(const char *options, BlockDriverState *bs, Error **errp)
     return dict;
 }
 
-bool dedup_share_disk_insert(BlockBackend *blk, const char *options,
-                             BlockDriverState **filter, Error **errp)
+bool dedup_share_disk_insert(BlockBackend *blk, DedupShareDisk *disk,
+                             Error **errp)
 {
+    const char *options = disk->options;
     BlockDriverState *bs = blk_bs(blk);
     QDict *dict;
     int flags;
@@ -58,17 +59,17 @@ bool dedup_share_disk_insert(BlockBackend *blk, const char *options,
     }
     flags = (bdrv_is_read_only(bs) ? 0 : BDRV_O_RDWR) |
             (bdrv_get_flags(bs) & (BDRV_O_UNMAP | BDRV_O_NOCACHE));
-    *filter = bdrv_insert_node(bs, dict, flags, errp);
-    return *filter;
+    disk->filter = bdrv_insert_node(bs, dict, flags, errp);
+    return disk->filter;
 }
 
-void dedup_share_disk_remove(BlockDriverState **filter)
+void dedup_share_disk_remove(DedupShareDisk *disk)
 {
-    if (*filter) {
+    if (disk->filter) {
         /* it minds who else writes as long as it is in a group */
-        dedup_share_leave(*filter);
-        bdrv_drop_filter(*filter, &error_abort);
-        bdrv_unref(*filter);
-        *filter = NULL;
+        dedup_share_leave(disk->filter);
+        bdrv_drop_filter(disk->filter, &error_abort);
+        bdrv_unref(disk->filter);
+        disk->filter = NULL;
     }
 }

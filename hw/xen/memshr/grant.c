@@ -75,8 +75,10 @@ static bool grants_map(XenMemshrGrants *g, xc_interface *xc,
 /* May @peer write to the page, all of it, and is it the guest's own? */
 static bool flags_ok(uint16_t flags, uint16_t domid, uint16_t peer)
 {
-    return (flags & GTF_type_mask) == GTF_permit_access &&
-           !(flags & (GTF_readonly | V2_GTF_sub_page)) && domid == peer;
+    const uint16_t no = GTF_readonly | V2_GTF_sub_page;
+
+    return (flags & GTF_type_mask) == GTF_permit_access && !(flags & no) &&
+           domid == peer;
 }
 
 static bool read_v1(const XenMemshrGrants *g, uint32_t ref, uint16_t peer,

@@ -19,7 +19,7 @@
 #include "memshr.h"
 #include "trace.h"
 
-/* --- opening, closing ------------------------------------------------------ */
+/* --- opening, closing --------------------------------------------------- */
 
 static uint64_t xen_store_host_frames(void)
 {
@@ -184,7 +184,7 @@ static void *map_frames(DedupStore *s, const xen_pfn_t *gfns, unsigned n,
                                         gfns, errs);
     unsigned i;
 
-    xen_memshr_count_calls(s, n, 3);               /* mmap, ioctl, and munmap later */
+    xen_memshr_count_calls(s, n, 3);    /* mmap, ioctl, and munmap later */
     for (i = 0; window && i < n; i++) {
         if (errs[i]) {
             xenforeignmemory_unmap(s->fmem, window, n);

@@ -13,39 +13,36 @@
 
 #include "system/block-backend.h"
 
+/* In the device: the property, and the node that it led to. */
+typedef struct DedupShareDisk {
+    char *options;
+    BlockDriverState *filter;
+} DedupShareDisk;
+
 /*
- * Insert a filter node over @blk's root, as @options say: "on", or the
+ * Insert a filter node over @blk's root, as @disk->options say: "on", or the
  * options of the filter, as group=web,store=xen.  NULL or "off": do nothing.
- * The node is called as its child with "-dedup-share" added, and returned in
- * *filter.  False with *errp set if @options are bad.  Main loop.
+ * The node is called as its child with "-dedup-share" added, and kept in
+ * @disk->filter.  False with *errp set if the options are bad.  Main loop.
  */
-bool dedup_share_disk_insert(BlockBackend *blk, const char *options,
-                             BlockDriverState **filter, Error **errp);
+bool dedup_share_disk_insert(BlockBackend *blk, DedupShareDisk *disk,
+                             Error **errp);
 
 /* Undo that.  Nothing of the disk may be in flight.  Main loop. */
-void dedup_share_disk_remove(BlockDriverState **filter);
+void dedup_share_disk_remove(DedupShareDisk *disk);
 
-/* Inserted into xen-block.h and xen-block.c. */
+/* Inserted into xen-block.c. */
 #ifdef CONFIG_DEDUP_SHARE
-#define DEDUP_SHARE_DISK_FIELDS                                         \
-    char *dedup_share;                                                  \
-    BlockDriverState *dedup_share_filter;
-#define DEDUP_SHARE_DISK_PROP                                           \
-    DEFINE_PROP_STRING("dedup-share", XenBlockDevice, props.dedup_share),
 #define DEDUP_SHARE_DISK_REALIZE(props, errp)                           \
     do {                                                                \
         if (!dedup_share_disk_insert((props)->conf.blk,                 \
-                                     (props)->dedup_share,              \
-                                     &(props)->dedup_share_filter,      \
-                                     errp)) {                           \
+                                     &(props)->dedup_share, errp)) {    \
             return;                                                     \
         }                                                               \
     } while (0)
 #define DEDUP_SHARE_DISK_UNREALIZE(props)                               \
-    dedup_share_disk_remove(&(props)->dedup_share_filter)
+    dedup_share_disk_remove(&(props)->dedup_share)
 #else
-#define DEDUP_SHARE_DISK_FIELDS
-#define DEDUP_SHARE_DISK_PROP
 #define DEDUP_SHARE_DISK_REALIZE(props, errp)
 #define DEDUP_SHARE_DISK_UNREALIZE(props)
 #endif
