@@ -15,6 +15,7 @@
 #include <xenforeignmemory.h>
 
 #include "block/dedup-share.h"
+#include "mapcache.h"
 #include "qemu/thread.h"
 
 /* --- call.c: many memory operations in one system call --------------- */
@@ -185,9 +186,6 @@ bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp);
 XenMemshrGfn xen_memshr_gfn_begin(uint64_t gfn);
 void xen_memshr_gfn_end(uint64_t gfn);
 
-/* May @gfn ever have been given?  False if no record is open. */
-bool xen_memshr_gfn_given(uint64_t gfn);
-
 /*
  * Is the 2 MiB region around @gfn mapped by single pages for sure?  Only if it
  * was split once, and guests cannot make large mappings, nor have their memory
@@ -200,24 +198,5 @@ void xen_memshr_region_set_split(uint64_t gfn);
 /* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
 int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
                            xc_domaininfo_t *info);
-
-/* --- for the map cache: mapcache.c.inc, inside xen-mapcache.c ---------- */
-
-/*
- * All of these do nothing where there is no map cache.  The lock is taken
- * inside of the store's.  While it is held nothing gets mapped.
- */
-void xen_memshr_mapcache_lock(void);
-void xen_memshr_mapcache_unlock(void);
-
-/* Does the map cache hold @gfn; @unused: in a mapping that is not in use? */
-bool xen_memshr_mapcache_has(uint64_t gfn, bool unused);
-
-/*
- * Drop what the map cache holds of @gfn and does not use.  Not only its lock,
- * but the BQL has to be held: who accesses guest memory under the BQL uses
- * mappings that are not marked as used.  Returns how many system calls it took.
- */
-unsigned xen_memshr_mapcache_forget(uint64_t gfn);
 
 #endif /* HW_XEN_MEMSHR_H */
