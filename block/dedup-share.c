@@ -697,6 +697,14 @@ void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
     BDRVDedupShareState *s = bs->opaque;
     unsigned i, batch;
 
+    if (!n || pages[0].offset < 0 ||
+        pages[n - 1].offset / BDRV_SECTOR_SIZE >= bs->total_sectors) {
+        for (i = 0; i < n; i++) {
+            pages[i].result = DEDUP_FAILED;
+        }
+        dedup_share_skip(blk, n, DEDUP_FAILED);
+        return;
+    }
     /* the request is in flight: neither node nor group change until its end */
     let_go(s->group, pages, n);
     GRAPH_RDLOCK_GUARD();

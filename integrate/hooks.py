@@ -110,7 +110,15 @@ PV_DISKS = [
      "    unsigned dedup_given;\n"),
     ('hw/block/dataplane/xen-block.c', 'after',
      r'^    BlockBackend \*blk;\n    unsigned int sector_size;\n',
-     "    BlockBackendPublic *blk_public;\n"),
+     "    BlockBackendPublic *blk_public;\n    bool dedup_paused;\n"),
+    ('hw/block/dataplane/xen-block.c', 'after',
+     r'^void xen_block_dataplane_detach\(XenBlockDataPlane \*dataplane\)\n'
+     r'\{\n',
+     "    xen_block_dedup_pause(dataplane, true);\n"),
+    ('hw/block/dataplane/xen-block.c', 'after',
+     r'^void xen_block_dataplane_attach\(XenBlockDataPlane \*dataplane\)\n'
+     r'\{\n',
+     "    xen_block_dedup_pause(dataplane, false);\n"),
     ('hw/block/dataplane/xen-block.c', 'after',
      r'^    dataplane->blk = blk;\n',
      "    dataplane->blk_public = blk_get_public(blk);\n"),

@@ -256,10 +256,9 @@ BlockAIOCB *dedup_share_dma_read(BlockBackend *blk, QEMUSGList *sg,
     req->returned = req->done = false;
     collect(req);
     trace_dedup_dma_read(req, offset, sg->size, req->npages);
-    if (req->npages) {
-        dedup_share_skip(blk, count_blocks(sg, offset) - req->npages,
-                         DEDUP_UNALIGNED);
-    } else {
+    dedup_share_skip(blk, count_blocks(sg, offset) - req->npages,
+                     DEDUP_UNALIGNED);
+    if (!req->npages) {
         blk_dec_in_flight(blk);
         g_free(req->pages);
         qemu_aio_unref(req);

@@ -10,6 +10,7 @@
 #include "block/dedup-share.h"
 #include "hw/xen/dedup-share-disk.h"
 #include "qapi/error.h"
+#include "qemu/error-report.h"
 #include "qemu/keyval.h"
 #include "qobject/qdict.h"
 
@@ -65,10 +66,15 @@ bool dedup_share_disk_insert(BlockBackend *blk, DedupShareDisk *disk,
 
 void dedup_share_disk_remove(DedupShareDisk *disk)
 {
+    Error *err = NULL;
+
     if (disk->filter) {
         /* it minds who else writes as long as it is in a group */
         dedup_share_leave(disk->filter);
-        bdrv_drop_filter(disk->filter, &error_abort);
+        if (bdrv_drop_filter(disk->filter, &err) < 0) {
+            /* a block job holds it where it is */
+            warn_report_err(err);
+        }
         bdrv_unref(disk->filter);
         disk->filter = NULL;
     }

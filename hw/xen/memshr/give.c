@@ -249,8 +249,8 @@ static bool is_granted(DedupStore *s, const DedupDest *dest)
     uint64_t gfn;
 
     return !dest->by_grant ||
-           (xen_memshr_grant_gfn(&s->grants, s->xc, s->fmem, dest->ref,
-                                 dest->peer, &gfn) && gfn == dest->gfn);
+           (xen_memshr_grant_gfn(s, dest->ref, dest->peer, &gfn) &&
+            gfn == dest->gfn);
 }
 
 /* Begin with each page: those that were never given, and the others. */

@@ -37,38 +37,50 @@ typedef struct GrantEntryV2 {
 /* Frames are mapped as references need them; no guest has more than this. */
 #define MAX_FRAMES 4096
 
-void xen_memshr_grants_close(XenMemshrGrants *g, xenforeignmemory_handle *fmem)
+void xen_memshr_grants_close(DedupStore *s)
 {
-    if (g->resource) {
-        xenforeignmemory_unmap_resource(fmem, g->resource);
+    if (s->grants.resource) {
+        xen_memshr_count_calls(s, 0, 1);
+        xenforeignmemory_unmap_resource(s->fmem, s->grants.resource);
     }
-    memset(g, 0, sizeof(*g));
+    memset(&s->grants, 0, sizeof(s->grants));
+}
+
+static unsigned get_version(DedupStore *s)
+{
+    if (!s->grants.version) {
+        xen_memshr_count_calls(s, 1, 1);
+        return xc_gnttab_get_version(s->xc, xen_domid);
+    }
+    return s->grants.version;
 }
 
 /* Map so much of the table that the entry of @ref is in it. */
-static bool grants_map(XenMemshrGrants *g, xc_interface *xc,
-                       xenforeignmemory_handle *fmem, uint32_t ref)
+static bool grants_map(DedupStore *s, uint32_t ref)
 {
-    unsigned version = g->version ?: xc_gnttab_get_version(xc, xen_domid);
+    unsigned version = get_version(s);
     size_t size = version == 2 ? sizeof(GrantEntryV2)
                                : sizeof(grant_entry_v1_t);
     uint64_t frames = (uint64_t)ref * size / XC_PAGE_SIZE + 1;
+    xenforeignmemory_resource_handle *resource;
     void *table = NULL;
 
     if (version < 1 || version > 2 || frames > MAX_FRAMES) {
         return false;
     }
-    xen_memshr_grants_close(g, fmem);
-    g->resource = xenforeignmemory_map_resource(
-        fmem, xen_domid, XENMEM_resource_grant_table,
+    xen_memshr_count_calls(s, frames, 2);       /* mmap, ioctl */
+    resource = xenforeignmemory_map_resource(
+        s->fmem, xen_domid, XENMEM_resource_grant_table,
         XENMEM_resource_grant_table_id_shared, 0, frames, &table, PROT_READ,
         0);
-    if (!g->resource) {
+    if (!resource) {
         return false;
     }
-    g->version = version;
-    g->table = table;
-    g->nrefs = frames * (XC_PAGE_SIZE / size);
+    xen_memshr_grants_close(s);
+    s->grants = (XenMemshrGrants) {
+        .resource = resource, .version = version, .table = table,
+        .nrefs = frames * (XC_PAGE_SIZE / size),
+    };
     return true;
 }
 
@@ -106,11 +118,12 @@ static bool read_v2(const XenMemshrGrants *g, uint32_t ref, uint16_t peer,
     return flags_ok(flags, domid, peer);
 }
 
-bool xen_memshr_grant_gfn(XenMemshrGrants *g, xc_interface *xc,
-                          xenforeignmemory_handle *fmem, uint32_t ref,
-                          uint16_t peer, uint64_t *gfn)
+bool xen_memshr_grant_gfn(DedupStore *s, uint32_t ref, uint16_t peer,
+                          uint64_t *gfn)
 {
-    if (ref >= g->nrefs && !grants_map(g, xc, fmem, ref)) {
+    XenMemshrGrants *g = &s->grants;
+
+    if (ref >= g->nrefs && !grants_map(s, ref)) {
         return false;
     }
     return g->version == 2 ? read_v2(g, ref, peer, gfn)

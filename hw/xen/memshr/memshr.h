@@ -15,6 +15,7 @@
 #include <xenforeignmemory.h>
 
 #include "block/dedup-share.h"
+#include "exec/memory.h"
 #include "mapcache.h"
 #include "qemu/thread.h"
 
@@ -112,18 +113,6 @@ typedef struct XenMemshrGrants {
     unsigned version;
 } XenMemshrGrants;
 
-/*
- * The gfn that the guest has granted as @ref to domain @peer, whole and
- * writable.  False if it has not, or its table cannot be read.
- */
-bool xen_memshr_grant_gfn(XenMemshrGrants *g, xc_interface *xc,
-                          xenforeignmemory_handle *fmem, uint32_t ref,
-                          uint16_t peer, uint64_t *gfn);
-
-/* Forget the table: the guest may set up another one. */
-void xen_memshr_grants_close(XenMemshrGrants *g,
-                             xenforeignmemory_handle *fmem);
-
 /* --- store.c, probe.c, give.c: the store --------------------------------- */
 
 struct DedupStore {
@@ -137,6 +126,9 @@ struct DedupStore {
     uint64_t other_hypercalls;
     uint64_t other_system_calls;
     XenMemshrGrants grants;
+    uint64_t max_gfn;           /* of a guest whose memory QEMU does not know */
+
+    MemoryListener listener;    /* main loop */
 };
 
 /* Account for @n calls made through libxenctrl or libxenforeignmemory. */
@@ -146,6 +138,16 @@ static inline void xen_memshr_count_calls(DedupStore *s, unsigned n,
     s->other_hypercalls += n;
     s->other_system_calls += system_calls;
 }
+
+/*
+ * The gfn that the guest has granted as @ref to domain @peer, whole and
+ * writable.  False if it has not, or its table cannot be read.
+ */
+bool xen_memshr_grant_gfn(DedupStore *s, uint32_t ref, uint16_t peer,
+                          uint64_t *gfn);
+
+/* Forget the table: the guest may set up another one. */
+void xen_memshr_grants_close(DedupStore *s);
 
 /* DedupStoreOps.probe and .give */
 bool xen_memshr_probe(Error **errp);

@@ -58,6 +58,18 @@ static void close_handles(DedupStore *s)
     g_free(s);
 }
 
+/*
+ * From now on a page that is given would not be sent: who gives looks at
+ * global_dirty_tracking with the lock held, so after this nobody does.
+ */
+static bool dirty_tracking_starts(MemoryListener *listener, Error **errp)
+{
+    DedupStore *s = container_of(listener, DedupStore, listener);
+
+    QEMU_LOCK_GUARD(&s->lock);
+    return true;
+}
+
 static DedupStore *xen_store_open(const char *group, uint32_t nframes,
                                   bool create, DedupStoreId *id, Error **errp)
 {
@@ -76,13 +88,18 @@ static DedupStore *xen_store_open(const char *group, uint32_t nframes,
         return NULL;
     }
     qemu_mutex_init(&s->lock);
+    s->listener = (MemoryListener) {
+        .name = "dedup-share", .log_global_start = dirty_tracking_starts,
+    };
+    memory_listener_register(&s->listener, &address_space_memory);
     trace_xen_memshr_store(group, s->domain.domid, create);
     return s;
 }
 
 static void xen_store_close(DedupStore *s, bool last)
 {
-    xen_memshr_grants_close(&s->grants, s->fmem);
+    memory_listener_unregister(&s->listener);
+    xen_memshr_grants_close(s);
     xen_store_domain_detach(&s->domain, s->fmem);
     if (last) {
         xen_store_domain_destroy(s->xc, s->domain.domid);
@@ -120,6 +137,21 @@ static bool xen_store_resolve(DedupStore *s, MemoryRegion *mr,
     return true;
 }
 
+/* Can there be a page?  It would cost memory to remember others. */
+static bool gfn_exists(DedupStore *s, uint64_t gfn)
+{
+    xen_pfn_t max;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    if (gfn > s->max_gfn) {
+        xen_memshr_count_calls(s, 1, 1);
+        if (!xc_domain_maximum_gpfn(s->xc, xen_domid, &max)) {
+            s->max_gfn = max;
+        }
+    }
+    return gfn <= s->max_gfn;
+}
+
 /* Is @gfn the guest's main memory, as far as QEMU knows?  Xen has the say. */
 static bool gfn_is_ram(DedupStore *s, uint64_t gfn, DedupDest *dest)
 {
@@ -127,7 +159,8 @@ static bool gfn_is_ram(DedupStore *s, uint64_t gfn, DedupDest *dest)
     bool ok;
 
     if (object_dynamic_cast(qdev_get_machine(), "xenpv-machine")) {
-        return !global_dirty_tracking;  /* it knows no guest memory */
+        /* it knows no guest memory */
+        return !global_dirty_tracking && gfn_exists(s, gfn);
     }
     section = memory_region_find(get_system_memory(), gfn << XC_PAGE_SHIFT,
                                  XC_PAGE_SIZE);
@@ -147,7 +180,7 @@ static bool xen_store_resolve_grant(DedupStore *s, uint32_t ref, uint16_t peer,
     bool ok;
 
     WITH_QEMU_LOCK_GUARD(&s->lock) {
-        ok = xen_memshr_grant_gfn(&s->grants, s->xc, s->fmem, ref, peer, &gfn);
+        ok = xen_memshr_grant_gfn(s, ref, peer, &gfn);
     }
     if (!ok || !gfn_is_ram(s, gfn, dest)) {
         return false;
@@ -161,7 +194,7 @@ static bool xen_store_resolve_grant(DedupStore *s, uint32_t ref, uint16_t peer,
 static void xen_store_grants_changed(DedupStore *s)
 {
     QEMU_LOCK_GUARD(&s->lock);
-    xen_memshr_grants_close(&s->grants, s->fmem);
+    xen_memshr_grants_close(s);
 }
 
 /* --- filling -------------------------------------------------------------- */

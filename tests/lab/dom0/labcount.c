@@ -12,6 +12,8 @@
 #include <unistd.h>
 #include <xencall.h>
 #include <xenctrl.h>
+#include <xendevicemodel.h>
+#include <xenforeignmemory.h>
 #include <xengnttab.h>
 
 struct counts {
@@ -47,6 +49,35 @@ int xencall2(xencall_handle *xcall, unsigned int op, uint64_t arg1,
     ADD(hypercalls, op == __HYPERVISOR_multicall ? arg2 : 1);
     ADD(system_calls, 1);
     return REAL(xencall2)(xcall, op, arg1, arg2);
+}
+
+/* It takes an mmap and an ioctl, and a munmap later. */
+void *xenforeignmemory_map(xenforeignmemory_handle *fmem, uint32_t domid,
+                           int prot, size_t n, const xen_pfn_t gfns[],
+                           int errors[])
+{
+    ADD(hypercalls, n);
+    ADD(system_calls, 3);
+    return REAL(xenforeignmemory_map)(fmem, domid, prot, n, gfns, errors);
+}
+
+xenforeignmemory_resource_handle *xenforeignmemory_map_resource(
+    xenforeignmemory_handle *fmem, domid_t domid, unsigned int type,
+    unsigned int id, unsigned long frame, unsigned long n, void **address,
+    int prot, int flags)
+{
+    ADD(hypercalls, n);
+    ADD(system_calls, 3);
+    return REAL(xenforeignmemory_map_resource)(fmem, domid, type, id, frame, n,
+                                               address, prot, flags);
+}
+
+int xendevicemodel_set_mem_type(xendevicemodel_handle *dmod, domid_t domid,
+                                uint32_t type, uint64_t gfn, uint32_t n)
+{
+    ADD(hypercalls, 1);
+    ADD(system_calls, 1);
+    return REAL(xendevicemodel_set_mem_type)(dmod, domid, type, gfn, n);
 }
 
 int xengnttab_grant_copy(xengnttab_handle *xgt, uint32_t n,

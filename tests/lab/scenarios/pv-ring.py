@@ -53,6 +53,8 @@ def run(lab):
     check_guest_writes(lab, two)
     check_write_in_flight(lab, two)
     check_burst(lab, two)
+    check_out_of_range(lab, one, two)
+    check_drains(lab, two)
     check_reconnect(lab, two)
     one.check_pages(100, range(A, A + N), "the other guest, after all of it")
     lab.check(one.guest.dm_alive() and two.guest.dm_alive(), "QEMUs are alive")
@@ -86,13 +88,14 @@ def check_partial(lab, two):
     two.check_pages(100, [B, B + 1], "the whole ones")
     lab.check(two.guest.peek(B + 2)[:2048] == pattern.block(102)[:2048],
               "the half")
-    lab.equal(change.of("blocks-given", "unaligned"), (2, 1), "counters")
     for sector, first, last in ((803, 0, 7), (805, 2, 5), (800, 0, 0)):
         segment = Segment(whole[0].ref, first, last)
         lab.equal(ring.read(sector, [segment]), 0, "an unaligned read")
         want = pattern.base(sector * 512, (last - first + 1) * 512)
         got = two.guest.peek(B)[first * 512:(last + 1) * 512]
         lab.check(got == want, f"sector {sector} to {first}-{last}")
+    lab.equal(change.of("blocks-read", "blocks-given", "unaligned"), (6, 2, 4),
+              "counters")
 
 
 def check_repeated(lab, two):
@@ -104,7 +107,11 @@ def check_repeated(lab, two):
     ring.grant(40, B)
     lab.equal(ring.read(102 * 8, [ref, Segment(40)]), 0, "two for one page")
     two.check_pages(103, [B], "the last one")
-    lab.equal(change.of("repeated", "blocks-given"), (4, 0), "counters")
+    # the same, but the first is a part of a page
+    half = Segment(40, 0, 3)
+    lab.equal(ring.read(104 * 8 + 4, [half, ref]), 0, "half and whole")
+    two.check_pages(105, [B], "the last one")
+    lab.equal(change.of("repeated", "blocks-given"), (6, 0), "counters")
 
 
 def check_bad_grants(lab, two):
@@ -209,7 +216,47 @@ def check_burst(lab, two):
     lab.check(calls <= 4, f"{calls} system calls for three requests")
 
 
+def check_out_of_range(lab, one, two):
+    """A read that begins before the disk, with a write to what follows."""
+    ring = two.ring
+    two.guest.fill(0xb01, 80)
+    ring.grant(61, 0xb01)
+    change = two.change()
+    ring.put(pvring.READ, 2 ** 55 - 8, ring.grant_pages(range(B, B + 11)))
+    ring.put(pvring.WRITE, 8 * 8, [Segment(61)])
+    ring.kick()
+    lab.equal(sorted(v == 0 for v in ring.responses(2).values()),
+              [False, True], "the write is done, the read is not")
+    lab.equal(change.of("blocks-missed", "blocks-given"), (0, 0), "nothing")
+    last = pattern.BLOCKS
+    lab.check(ring.read((last - 1) * 8, ring.grant_pages([B, B + 1])) != 0,
+              "a read beyond the end")
+    one.read_pages(0, range(B, B + 10))
+    one.check_pages(0, range(B, B + 10), "the other guest, of the base")
+    two.read_pages(8, [B])
+    two.guest.expect([B], [lab.xen.filled(80)], "what was written")
+
+
+def check_drains(lab, two):
+    """The node is drained and changed with reads in flight."""
+    gfns = range(0xc00, 0xc00 + 30)
+    refs = two.ring.grant_pages(gfns, 100)
+    for round in range(12):
+        block = 6000 + 30 * (round // 2)
+        for i in range(0, 30, 10):
+            two.ring.put(pvring.READ, (block + i) * 8, refs[i:i + 10])
+        two.ring.kick()
+        two.guest.qmp("blockdev-reopen", options=[{
+            "driver": "dedup-share", "node-name": two.disk.node,
+            "file": f"{two.disk.vdev}-qcow2", "group": "default",
+            "store": "off" if round % 3 == 0 else "xen"}])
+        lab.equal(sorted(two.ring.responses(3).values()), [0] * 3, "a burst")
+        two.check_pages(block, gfns, f"drained in round {round}")
+
+
 def check_reconnect(lab, two):
+    """The guest goes away, with a read in flight, and comes again."""
+    late(two, SHARE, 200, range(0xd00, 0xd04))
     two.ring.disconnect()
     two.ring.connect()
     two.read_pages(100, range(B, B + 4), 900)
