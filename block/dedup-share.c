@@ -690,28 +690,43 @@ static void coroutine_fn let_go(DedupGroup *g, const DedupPage *pages,
     aio_co_reschedule_self(ctx);
 }
 
-void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
-                                      unsigned n)
+static void coroutine_fn read_pages(BlockDriverState *bs, DedupPage *pages,
+                                    unsigned n)
 {
-    BlockDriverState *bs = blk_bs(blk);
     BDRVDedupShareState *s = bs->opaque;
     unsigned i, batch;
 
-    if (!n || pages[0].offset < 0 ||
-        pages[n - 1].offset / BDRV_SECTOR_SIZE >= bs->total_sectors) {
-        for (i = 0; i < n; i++) {
-            pages[i].result = DEDUP_FAILED;
-        }
-        dedup_share_skip(blk, n, DEDUP_FAILED);
-        return;
-    }
-    /* the request is in flight: neither node nor group change until its end */
-    let_go(s->group, pages, n);
     GRAPH_RDLOCK_GUARD();
     stat64_add(&s->counters.blocks_read, n);
     for (i = 0; i < n; i += batch) {
         batch = MIN(n - i, DEDUP_BATCH);
         read_batch(bs, pages + i, batch);
+    }
+}
+
+/* Are all of @pages, which ascend, on the disk? */
+static bool in_range(BlockDriverState *bs, const DedupPage *pages, unsigned n)
+{
+    return n && pages[0].offset >= 0 &&
+           pages[n - 1].offset / BDRV_SECTOR_SIZE < bs->total_sectors;
+}
+
+void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
+                                      unsigned n)
+{
+    /* the request is in flight: neither node nor group change until its end */
+    BlockDriverState *bs = blk_bs(blk);
+    BDRVDedupShareState *s = bs->opaque;
+    unsigned i;
+
+    if (in_range(bs, pages, n)) {
+        let_go(s->group, pages, n);
+        read_pages(bs, pages, n);
+    } else {
+        for (i = 0; i < n; i++) {
+            pages[i].result = DEDUP_FAILED;
+        }
+        dedup_share_skip(blk, n, DEDUP_FAILED);
     }
 }
 
