@@ -8,21 +8,9 @@
  * include/block/dedup-share.h), and then the guest gets shared frames instead
  * of copies, and no I/O where another guest has read the block before.
  *
- * This file: options, permissions, which image of the chain owns a block, and
- * the announcing of writes.  What is done with the blocks is the engine's.
- *
- * Which layers take part
- *
- * - Only one that is not written to.  A layer below the first is only read:
- *   this node does not share the permission to write with others, and so nor
- *   does any node of the backing chain.  Block jobs insert filter nodes that
- *   lift this; so a layer below such a node (or any filter) takes no part.
- * - The first layer takes part if this node is read-only.  What one guest
- *   alone can write is read by no other, and its frames would only wait to be
- *   overwritten; matching it with other guests' by content is to come.
- * - The graph below this node changes only while this node is drained, as a
- *   node is drained with its children.  So the layers are found again at the
- *   end of every drained section, and are constant in between.
+ * This file: options, permissions, and the announcing of writes.  Which image
+ * of the chain owns a block is found out in chain.c, what is offered comes in
+ * by offer.c, and what is done with the blocks is the engine's.
  */
 
 #include "qemu/osdep.h"
@@ -30,58 +18,19 @@
 #include "block/dedup-share.h"
 #include "qapi/error.h"
 #include "qobject/qdict.h"
-#include "qemu/cutils.h"
 #include "qemu/error-report.h"
-#include "qemu/memalign.h"
 #include "qemu/module.h"
 #include "qemu/option.h"
-#include "system/block-backend.h"
-#include "block/throttle-groups.h"
-#include "coroutines.h"
-#include "dedup-share/engine.h"
-#include "dedup-share/gather.h"
-#include "dedup-share/layer.h"
+#include "dedup-share/node.h"
 #include "dedup-share/stats.h"
 #include "dedup-share/trace.h"
 
-/* Longest backing chain whose layers take part. */
-#define MAX_LAYERS 64
-
-typedef struct DedupShareOptions {
-    char *group;
-    char *index_dir;
-    DedupShareStore store;
-    bool has_size;
-    uint64_t size;
-} DedupShareOptions;
-
-typedef struct DedupLayer {
-    DedupMap *map;              /* NULL: takes no part */
-} DedupLayer;
-
-/* What a reopen will change; then, until it ends, what it has changed. */
-typedef struct DedupShareReopen {
-    DedupShareOptions opts;
-    DedupGroup *group;
-    char *reason;
-} DedupShareReopen;
-
-typedef struct BDRVDedupShareState {
-    /* Change only in the main loop while the node is drained. */
-    DedupShareReopen *reopen;   /* from its preparation to its end */
-    DedupShareOptions opts;
-    DedupGroup *group;          /* NULL: requests pass through */
-    char *reason;               /* then, why; NULL if it was asked for */
-    DedupLayer layers[MAX_LAYERS];
-    int nlayers;
-
-    /* Have their own locks. */
-    DedupTracker tracker;
-    DedupGather gather;
-    DedupCounters counters;
-} BDRVDedupShareState;
-
 static BlockDriver bdrv_dedup_share;
+
+bool dedup_share_is(const BlockDriverState *bs)
+{
+    return bs->drv == &bdrv_dedup_share;
+}
 
 static QemuOptsList dedup_share_opts = {
     .name = "dedup-share",
@@ -204,114 +153,11 @@ static bool start(const DedupShareOptions *o, DedupGroup **group,
     return true;
 }
 
-/* Layers */
-
-static void layers_drop(BDRVDedupShareState *s)
-{
-    while (s->nlayers) {
-        DedupLayer *l = &s->layers[--s->nlayers];
-
-        if (l->map) {
-            dedup_map_close(l->map);
-        }
-        *l = (DedupLayer) { 0 };
-    }
-}
-
-/* The node whose regular file holds the data of @bs, or NULL. */
-static BlockDriverState *GRAPH_RDLOCK layer_file(BlockDriverState *bs)
-{
-    bool raw = !strcmp(bs->drv->format_name, "raw");
-    BdrvChild *child;
-
-    bdrv_refresh_filename(bs);  /* it sets full_open_options */
-    if (raw && (qdict_haskey(bs->full_open_options, "offset") ||
-                qdict_haskey(bs->full_open_options, "size"))) {
-        return NULL;            /* a part of the file has no key */
-    }
-    if (raw || !strcmp(bs->drv->format_name, "qcow2")) {
-        QLIST_FOREACH(child, &bs->children, next) {
-            if (!strcmp(child->name, "data-file")) {
-                return NULL;
-            }
-        }
-        bs = bs->file ? bs->file->bs : NULL;
-    }
-    while (bs && bs->drv && !strcmp(bs->drv->format_name, "throttle")) {
-        bs = bs->file->bs;
-    }
-    return bs && bs->drv && !strcmp(bs->drv->format_name, "file") &&
-           !bs->force_share ? bs : NULL;
-}
-
-/* Find the key of the layer @bs; *why says why it takes no part. */
-static bool GRAPH_RDLOCK layer_key(BlockDriverState *bs, bool writable,
-                                   char key[DEDUP_LAYER_KEY_SIZE],
-                                   const char **why)
-{
-    BlockDriverState *file = layer_file(bs);
-    const char *format = bs->drv->format_name;
-
-    if (writable) {
-        *why = "it may be written to";
-        return false;
-    }
-    if (!file) {
-        *why = "its data is not all of a local file, read as raw or qcow2";
-        return false;
-    }
-    if (!strcmp(format, "file")) {
-        format = "raw";
-    }
-    return dedup_layer_key(file->filename, format, key, why);
-}
-
-static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p,
-                                   int dirfd)
-{
-    BDRVDedupShareState *s = bs->opaque;
-    DedupLayer *l = &s->layers[s->nlayers];
-    char key[DEDUP_LAYER_KEY_SIZE];
-    const char *why = "takes part";
-    int64_t blocks = DIV_ROUND_UP(p->total_sectors * BDRV_SECTOR_SIZE,
-                                  DEDUP_BLOCK_SIZE);
-    Error *err = NULL;
-
-    *l = (DedupLayer) { 0 };
-    if (layer_key(p, s->nlayers == 0 && !bdrv_is_read_only(bs), key, &why)) {
-        l->map = dedup_map_open(dirfd, key, blocks, &err);
-        if (!l->map) {
-            warn_reportf_err(err, "dedup-share: layer '%s' takes no part: ",
-                             p->filename);
-            why = "no block map";
-        }
-    }
-    trace_dedup_share_layer(bs, s->nlayers, bdrv_get_node_name(p), why);
-    s->nlayers++;
-}
-
-static void GRAPH_RDLOCK layers_find(BlockDriverState *bs)
-{
-    BDRVDedupShareState *s = bs->opaque;
-    BlockDriverState *p = bs->file ? bs->file->bs : NULL;
-
-    layers_drop(s);
-    if (!s->group) {
-        return;
-    }
-    /* a node without a driver is one that was closed by an error */
-    for (; p && p->drv && !p->drv->is_filter && s->nlayers < MAX_LAYERS;
-         p = bdrv_filter_or_cow_bs(p)) {
-        layer_add(bs, p, s->group->dir.fd);
-    }
-    trace_dedup_share_layers(bs, bdrv_get_node_name(bs), s->nlayers);
-}
-
 static void dedup_share_drain_end(BlockDriverState *bs)
 {
     GRAPH_RDLOCK_GUARD_MAINLOOP();
 
-    layers_find(bs);
+    dedup_layers_find(bs);
 }
 
 /* Writes: all that changes what is read */
@@ -330,41 +176,6 @@ static void write_end(BlockDriverState *bs, DedupRange *w)
     BDRVDedupShareState *s = bs->opaque;
 
     dedup_write_end(&s->tracker, w);
-}
-
-/* Find the layer that owns each of @n blocks that follow each other. */
-static void coroutine_fn GRAPH_RDLOCK
-find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
-{
-    BDRVDedupShareState *s = bs->opaque;
-    int64_t offset = blocks[0].number * DEDUP_BLOCK_SIZE;
-    int64_t end = offset + (int64_t)n * DEDUP_BLOCK_SIZE;
-    int64_t pnum;
-    unsigned i = 0;
-
-    while (i < n) {
-        int depth = 0;
-        int ret = bdrv_co_common_block_status_above(bs->file->bs, NULL, false,
-                                                    false, offset,
-                                                    end - offset, &pnum, NULL,
-                                                    NULL, &depth);
-        unsigned whole = ret < 0 ? 0 : pnum / DEDUP_BLOCK_SIZE;
-        bool data = ret >= 0 && ret & BDRV_BLOCK_ALLOCATED &&
-                    !(ret & BDRV_BLOCK_ZERO);
-        /* a block that is in two layers is in none */
-        DedupLayer *l = data && whole && depth <= s->nlayers ?
-                        &s->layers[depth - 1] : NULL;
-        DedupResult why = ret < 0 ? DEDUP_FAILED :
-                          data || !whole ? DEDUP_NO_LAYER : DEDUP_UNALLOCATED;
-
-        for (whole = MAX(whole, 1); whole && i < n; whole--, i++) {
-            blocks[i].map = l ? l->map : NULL;
-            if (!blocks[i].map && blocks[i].result == DEDUP_GIVEN) {
-                blocks[i].result = why;
-            }
-        }
-        offset = (blocks[0].number + i) * DEDUP_BLOCK_SIZE;
-    }
 }
 
 /*
@@ -389,7 +200,7 @@ copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
     for (i = 0; i < n; i++) {
         blocks[i].number = first + i;
     }
-    find_owners(bs, blocks, n);
+    dedup_find_owners(bs, blocks, n);
     buf = g_malloc(n * DEDUP_BLOCK_SIZE);
     if (!dedup_engine_copy(s->group, blocks, n, buf)) {
         return false;
@@ -399,7 +210,7 @@ copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
     return true;
 }
 
-static int coroutine_fn GRAPH_RDLOCK
+int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
                       QEMUIOVector *qiov, BdrvRequestFlags flags)
 {
@@ -539,208 +350,6 @@ dedup_share_co_lock_medium(BlockDriverState *bs, bool locked)
     bdrv_co_lock_medium(bs->file->bs, locked);
 }
 
-/* Reads that were offered */
-
-bool dedup_share_wants(BlockBackend *blk, const BlockBackendPublic *public)
-{
-    BlockDriverState *bs = blk_bs(blk);
-    BDRVDedupShareState *s;
-
-    if (!bs || bs->drv != &bdrv_dedup_share ||
-        qatomic_read(&bs->quiesce_counter) ||
-        qatomic_read(&public->throttle_group_member.throttle_state)) {
-        return false;
-    }
-    s = bs->opaque;
-    return s->group;
-}
-
-bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,
-                         DedupDest *dest)
-{
-    BDRVDedupShareState *s = blk_bs(blk)->opaque;
-    DedupGroup *g = s->group;
-
-    return g->ops->resolve(g->store, mr, offset, dest);
-}
-
-bool dedup_share_resolve_grant(BlockBackend *blk, uint32_t ref, uint16_t peer,
-                               DedupDest *dest)
-{
-    BDRVDedupShareState *s = blk_bs(blk)->opaque;
-    DedupGroup *g = s->group;
-
-    return g->ops->resolve_grant &&
-           g->ops->resolve_grant(g->store, ref, peer, dest);
-}
-
-void dedup_share_grants_changed(BlockBackend *blk)
-{
-    BlockDriverState *bs = blk_bs(blk);
-    BDRVDedupShareState *s;
-
-    if (bs && bs->drv == &bdrv_dedup_share) {
-        s = bs->opaque;
-        if (s->group && s->group->ops->grants_changed) {
-            s->group->ops->grants_changed(s->group->store);
-        }
-    }
-}
-
-static void *read_alloc(void *opaque, size_t size)
-{
-    BlockDriverState *bs = opaque;
-
-    return qemu_try_blockalign(bs, size);
-}
-
-static int coroutine_fn GRAPH_RDLOCK
-read_blocks(void *opaque, uint64_t first, unsigned n, void *buf)
-{
-    BlockDriverState *bs = opaque;
-    int64_t bytes = (int64_t)n * DEDUP_BLOCK_SIZE;
-    int ret = bdrv_co_pread(bs->file, first * DEDUP_BLOCK_SIZE, bytes, buf, 0);
-
-    return ret < 0 ? ret : 0;
-}
-
-static void coroutine_fn give(void *opaque, DedupGive *gives, unsigned n)
-{
-    BlockDriverState *bs = opaque;
-    BDRVDedupShareState *s = bs->opaque;
-
-    dedup_gather_give(&s->gather, s->group, gives, n);
-}
-
-static void coroutine_fn GRAPH_RDLOCK
-read_batch(BlockDriverState *bs, DedupPage *pages, unsigned n)
-{
-    BDRVDedupShareState *s = bs->opaque;
-    g_autofree DedupBlock *blocks = g_new0(DedupBlock, n);
-    int64_t first = pages[0].offset;
-    DedupRange fill;
-    DedupRead r = {
-        .group = s->group, .tracker = &s->tracker, .fill = &fill,
-        .counters = &s->counters, .read = read_blocks, .alloc = read_alloc,
-        .give = give, .opaque = bs,
-    };
-    unsigned i, run;
-
-    dedup_fill_begin(&s->tracker, &fill, first,
-                     pages[n - 1].offset + DEDUP_BLOCK_SIZE - first);
-    for (i = 0; i < n; i++) {
-        blocks[i].number = pages[i].offset / DEDUP_BLOCK_SIZE;
-        blocks[i].dest = pages[i].dest;
-        blocks[i].result = pages[i].result;
-    }
-    for (i = 0; i < n; i += run) {
-        run = 1;
-        while (i + run < n &&
-               blocks[i + run].number == blocks[i].number + run) {
-            run++;
-        }
-        find_owners(bs, blocks + i, run);
-    }
-    dedup_engine_read(&r, blocks, n);
-    dedup_fill_end(&s->tracker, &fill);
-    for (i = 0; i < n; i++) {
-        pages[i].result = blocks[i].result;
-        stat64_add(&s->counters.results[blocks[i].result], 1);
-    }
-}
-
-void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why)
-{
-    BDRVDedupShareState *s = blk_bs(blk)->opaque;
-
-    stat64_add(&s->counters.blocks_read, n);
-    stat64_add(&s->counters.results[why], n);
-}
-
-/* Does QEMU map one of @pages, so that the main loop has to let it go? */
-static bool any_held(DedupGroup *g, const DedupPage *pages, unsigned n)
-{
-    unsigned i;
-
-    for (i = 0; g->ops->held && i < n; i++) {
-        if (pages[i].result == DEDUP_GIVEN &&
-            g->ops->held(g->store, &pages[i].dest)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* From an iothread: have the main loop let go of what QEMU maps of @pages. */
-static void coroutine_fn let_go(DedupGroup *g, const DedupPage *pages,
-                                unsigned n)
-{
-    AioContext *ctx = qemu_get_current_aio_context();
-    unsigned i;
-
-    if (qemu_in_main_thread() || !any_held(g, pages, n)) {
-        return;
-    }
-    aio_co_reschedule_self(qemu_get_aio_context());
-    for (i = 0; i < n; i++) {
-        if (pages[i].result == DEDUP_GIVEN) {
-            g->ops->let_go(g->store, &pages[i].dest);
-        }
-    }
-    aio_co_reschedule_self(ctx);
-}
-
-static void coroutine_fn read_pages(BlockDriverState *bs, DedupPage *pages,
-                                    unsigned n)
-{
-    BDRVDedupShareState *s = bs->opaque;
-    unsigned i, batch;
-
-    GRAPH_RDLOCK_GUARD();
-    stat64_add(&s->counters.blocks_read, n);
-    for (i = 0; i < n; i += batch) {
-        batch = MIN(n - i, DEDUP_BATCH);
-        read_batch(bs, pages + i, batch);
-    }
-}
-
-/* Are all of @pages, which ascend, on the disk? */
-static bool in_range(BlockDriverState *bs, const DedupPage *pages, unsigned n)
-{
-    return n && pages[0].offset >= 0 &&
-           pages[n - 1].offset / BDRV_SECTOR_SIZE < bs->total_sectors;
-}
-
-void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
-                                      unsigned n)
-{
-    /* the request is in flight: neither node nor group change until its end */
-    BlockDriverState *bs = blk_bs(blk);
-    BDRVDedupShareState *s = bs->opaque;
-    unsigned i;
-
-    if (in_range(bs, pages, n)) {
-        let_go(s->group, pages, n);
-        read_pages(bs, pages, n);
-    } else {
-        for (i = 0; i < n; i++) {
-            pages[i].result = DEDUP_FAILED;
-        }
-        dedup_share_skip(blk, n, DEDUP_FAILED);
-    }
-}
-
-int coroutine_fn dedup_share_co_read_rest(BlockBackend *blk, int64_t offset,
-                                          int64_t bytes, void *buf)
-{
-    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf, bytes);
-    BlockDriverState *bs;
-
-    GRAPH_RDLOCK_GUARD();
-    bs = blk_bs(blk);
-    return dedup_share_co_preadv(bs, offset, bytes, &qiov, 0);
-}
-
 /* The node */
 
 static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
@@ -774,7 +383,7 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
          bs->file->bs->supported_zero_flags);
     bs->supported_truncate_flags = bs->file->bs->supported_truncate_flags &
                                    BDRV_REQ_ZERO_WRITE;
-    layers_find(bs);
+    dedup_layers_find(bs);
     return 0;
 }
 
@@ -782,7 +391,7 @@ static void dedup_share_close(BlockDriverState *bs)
 {
     BDRVDedupShareState *s = bs->opaque;
 
-    layers_drop(s);
+    dedup_layers_drop(s);
     if (s->group) {
         dedup_group_put(s->group);
     }
@@ -868,7 +477,7 @@ static void dedup_share_reopen_commit(BDRVReopenState *state)
     };
 
     /* the file may be another: all layers are found again when undrained */
-    layers_drop(s);
+    dedup_layers_drop(s);
     s->opts = r->opts;
     s->group = r->group;
     s->reason = r->reason;
@@ -887,7 +496,7 @@ void dedup_share_leave(BlockDriverState *bs)
 
     GLOBAL_STATE_CODE();
     bdrv_drained_begin(bs);
-    layers_drop(s);
+    dedup_layers_drop(s);
     if (s->group) {
         dedup_group_put(s->group);
         s->group = NULL;
@@ -900,7 +509,7 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs)
 {
     BDRVDedupShareState *s = bs->opaque;
 
-    if (bs->drv != &bdrv_dedup_share) {
+    if (!dedup_share_is(bs)) {
         return NULL;
     }
     return dedup_stats_new(bdrv_get_node_name(bs), s->opts.group, s->reason,

@@ -1,0 +1,73 @@
+/*
+ * dedup-share: the filter node, for the files that make it up
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef DEDUP_SHARE_NODE_H
+#define DEDUP_SHARE_NODE_H
+
+#include "block/block_int.h"
+#include "block/dedup-share.h"
+#include "engine.h"
+#include "gather.h"
+
+/* Longest backing chain whose layers take part. */
+#define MAX_LAYERS 64
+
+typedef struct DedupShareOptions {
+    char *group;
+    char *index_dir;
+    DedupShareStore store;
+    bool has_size;
+    uint64_t size;
+} DedupShareOptions;
+
+typedef struct DedupLayer {
+    DedupMap *map;              /* NULL: takes no part */
+} DedupLayer;
+
+/* What a reopen will change; then, until it ends, what it has changed. */
+typedef struct DedupShareReopen {
+    DedupShareOptions opts;
+    DedupGroup *group;
+    char *reason;
+} DedupShareReopen;
+
+typedef struct BDRVDedupShareState {
+    /* Change only in the main loop while the node is drained. */
+    DedupShareReopen *reopen;   /* from its preparation to its end */
+    DedupShareOptions opts;
+    DedupGroup *group;          /* NULL: requests pass through */
+    char *reason;               /* then, why; NULL if it was asked for */
+    DedupLayer layers[MAX_LAYERS];
+    int nlayers;
+
+    /* Have their own locks. */
+    DedupTracker tracker;
+    DedupGather gather;
+    DedupCounters counters;
+} BDRVDedupShareState;
+
+/* Is @bs a dedup-share node? */
+bool dedup_share_is(const BlockDriverState *bs);
+
+/* The node's read, of a request that was offered or not. */
+int coroutine_fn GRAPH_RDLOCK
+dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                      QEMUIOVector *qiov, BdrvRequestFlags flags);
+
+/* --- chain.c: which layer owns a block ------------------------------------ */
+
+/* Find the layers below @bs anew, or forget them.  Main loop, drained. */
+void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs);
+void dedup_layers_drop(BDRVDedupShareState *s);
+
+/*
+ * Find the layer that owns each of @n blocks that follow each other; those that
+ * none owns get a result that says why.
+ */
+void coroutine_fn GRAPH_RDLOCK
+dedup_find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n);
+
+#endif /* DEDUP_SHARE_NODE_H */

@@ -1,0 +1,214 @@
+/*
+ * dedup-share: reads that device models offer
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See include/block/dedup-share.h for who calls what.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/main-loop.h"
+#include "system/block-backend.h"
+#include "block/throttle-groups.h"
+#include "node.h"
+#include "trace.h"
+
+bool dedup_share_wants(BlockBackend *blk, const BlockBackendPublic *public)
+{
+    BlockDriverState *bs = blk_bs(blk);
+    BDRVDedupShareState *s;
+
+    if (!bs || !dedup_share_is(bs) ||
+        qatomic_read(&bs->quiesce_counter) ||
+        qatomic_read(&public->throttle_group_member.throttle_state)) {
+        return false;
+    }
+    s = bs->opaque;
+    return s->group;
+}
+
+bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,
+                         DedupDest *dest)
+{
+    BDRVDedupShareState *s = blk_bs(blk)->opaque;
+    DedupGroup *g = s->group;
+
+    return g->ops->resolve(g->store, mr, offset, dest);
+}
+
+bool dedup_share_resolve_grant(BlockBackend *blk, uint32_t ref, uint16_t peer,
+                               DedupDest *dest)
+{
+    BDRVDedupShareState *s = blk_bs(blk)->opaque;
+    DedupGroup *g = s->group;
+
+    return g->ops->resolve_grant &&
+           g->ops->resolve_grant(g->store, ref, peer, dest);
+}
+
+void dedup_share_grants_changed(BlockBackend *blk)
+{
+    BlockDriverState *bs = blk_bs(blk);
+    BDRVDedupShareState *s;
+
+    if (bs && dedup_share_is(bs)) {
+        s = bs->opaque;
+        if (s->group && s->group->ops->grants_changed) {
+            s->group->ops->grants_changed(s->group->store);
+        }
+    }
+}
+
+static void *read_alloc(void *opaque, size_t size)
+{
+    BlockDriverState *bs = opaque;
+
+    return qemu_try_blockalign(bs, size);
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+read_blocks(void *opaque, uint64_t first, unsigned n, void *buf)
+{
+    BlockDriverState *bs = opaque;
+    int64_t bytes = (int64_t)n * DEDUP_BLOCK_SIZE;
+    int ret = bdrv_co_pread(bs->file, first * DEDUP_BLOCK_SIZE, bytes, buf, 0);
+
+    return ret < 0 ? ret : 0;
+}
+
+static void coroutine_fn give(void *opaque, DedupGive *gives, unsigned n)
+{
+    BlockDriverState *bs = opaque;
+    BDRVDedupShareState *s = bs->opaque;
+
+    dedup_gather_give(&s->gather, s->group, gives, n);
+}
+
+static void coroutine_fn GRAPH_RDLOCK
+read_batch(BlockDriverState *bs, DedupPage *pages, unsigned n)
+{
+    BDRVDedupShareState *s = bs->opaque;
+    g_autofree DedupBlock *blocks = g_new0(DedupBlock, n);
+    int64_t first = pages[0].offset;
+    DedupRange fill;
+    DedupRead r = {
+        .group = s->group, .tracker = &s->tracker, .fill = &fill,
+        .counters = &s->counters, .read = read_blocks, .alloc = read_alloc,
+        .give = give, .opaque = bs,
+    };
+    unsigned i, run;
+
+    dedup_fill_begin(&s->tracker, &fill, first,
+                     pages[n - 1].offset + DEDUP_BLOCK_SIZE - first);
+    for (i = 0; i < n; i++) {
+        blocks[i].number = pages[i].offset / DEDUP_BLOCK_SIZE;
+        blocks[i].dest = pages[i].dest;
+        blocks[i].result = pages[i].result;
+    }
+    for (i = 0; i < n; i += run) {
+        run = 1;
+        while (i + run < n &&
+               blocks[i + run].number == blocks[i].number + run) {
+            run++;
+        }
+        dedup_find_owners(bs, blocks + i, run);
+    }
+    dedup_engine_read(&r, blocks, n);
+    dedup_fill_end(&s->tracker, &fill);
+    for (i = 0; i < n; i++) {
+        pages[i].result = blocks[i].result;
+        stat64_add(&s->counters.results[blocks[i].result], 1);
+    }
+}
+
+void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why)
+{
+    BDRVDedupShareState *s = blk_bs(blk)->opaque;
+
+    stat64_add(&s->counters.blocks_read, n);
+    stat64_add(&s->counters.results[why], n);
+}
+
+/* Does QEMU map one of @pages, so that the main loop has to let it go? */
+static bool any_held(DedupGroup *g, const DedupPage *pages, unsigned n)
+{
+    unsigned i;
+
+    for (i = 0; g->ops->held && i < n; i++) {
+        if (pages[i].result == DEDUP_GIVEN &&
+            g->ops->held(g->store, &pages[i].dest)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* From an iothread: have the main loop let go of what QEMU maps of @pages. */
+static void coroutine_fn let_go(DedupGroup *g, const DedupPage *pages,
+                                unsigned n)
+{
+    AioContext *ctx = qemu_get_current_aio_context();
+    unsigned i;
+
+    if (qemu_in_main_thread() || !any_held(g, pages, n)) {
+        return;
+    }
+    aio_co_reschedule_self(qemu_get_aio_context());
+    for (i = 0; i < n; i++) {
+        if (pages[i].result == DEDUP_GIVEN) {
+            g->ops->let_go(g->store, &pages[i].dest);
+        }
+    }
+    aio_co_reschedule_self(ctx);
+}
+
+static void coroutine_fn read_pages(BlockDriverState *bs, DedupPage *pages,
+                                    unsigned n)
+{
+    BDRVDedupShareState *s = bs->opaque;
+    unsigned i, batch;
+
+    GRAPH_RDLOCK_GUARD();
+    stat64_add(&s->counters.blocks_read, n);
+    for (i = 0; i < n; i += batch) {
+        batch = MIN(n - i, DEDUP_BATCH);
+        read_batch(bs, pages + i, batch);
+    }
+}
+
+/* Are all of @pages, which ascend, on the disk? */
+static bool in_range(BlockDriverState *bs, const DedupPage *pages, unsigned n)
+{
+    return n && pages[0].offset >= 0 &&
+           pages[n - 1].offset / BDRV_SECTOR_SIZE < bs->total_sectors;
+}
+
+void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
+                                      unsigned n)
+{
+    /* the request is in flight: neither node nor group change until its end */
+    BlockDriverState *bs = blk_bs(blk);
+    BDRVDedupShareState *s = bs->opaque;
+    unsigned i;
+
+    if (in_range(bs, pages, n)) {
+        let_go(s->group, pages, n);
+        read_pages(bs, pages, n);
+    } else {
+        for (i = 0; i < n; i++) {
+            pages[i].result = DEDUP_FAILED;
+        }
+        dedup_share_skip(blk, n, DEDUP_FAILED);
+    }
+}
+
+int coroutine_fn dedup_share_co_read_rest(BlockBackend *blk, int64_t offset,
+                                          int64_t bytes, void *buf)
+{
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf, bytes);
+    BlockDriverState *bs;
+
+    GRAPH_RDLOCK_GUARD();
+    bs = blk_bs(blk);
+    return dedup_share_co_preadv(bs, offset, bytes, &qiov, 0);
+}
