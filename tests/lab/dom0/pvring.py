@@ -23,7 +23,7 @@ PERMIT, READONLY = 1, 4
 STATE_INITIALISED, STATE_CONNECTED, STATE_CLOSED = 3, 4, 6
 GRANT_FRAMES = 4                # 512 grants each
 
-RING_GFN = 0x500                # a MiB of its own: it stays mapped
+RING_GFN = 0x700                # a MiB of its own: it stays mapped
 RING_REF = 8
 FIRST_REF = 16
 
@@ -150,6 +150,12 @@ class PvRing:
                 time.sleep(0.001)
             data = ctypes.string_at(self.slot(self.consumed), 12)
             number, _, status = struct.unpack("<QBxh", data)
+            if number >= self.produced or number in found or \
+                    number < self.produced - RING_SLOTS:
+                raise CheckFailed(f"response {self.consumed} of "
+                                  f"{self.word('rsp_prod').value} is for "
+                                  f"request {number} of {self.produced}: "
+                                  f"{data.hex()}")
             found[number] = status
             self.consumed += 1
             self.store_ring("rsp_event", self.consumed + 1)
@@ -158,7 +164,11 @@ class PvRing:
     def request(self, operation, sector, segments):
         """One request; returns its status, 0 if all is well."""
         self.send(operation, sector, segments)
-        return self.responses(1)[self.produced - 1]
+        (number, status), = self.responses(1).items()
+        if number != self.produced - 1:
+            raise CheckFailed(f"a response for {number}, not for "
+                              f"{self.produced - 1}")
+        return status
 
     def read(self, sector, segments):
         return self.request(READ, sector, segments)
