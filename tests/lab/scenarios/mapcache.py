@@ -12,6 +12,7 @@ BOOT = {"xen": "sharing", "fast": True, "timeout": 150}
 # every other page of a MiB is shared; the rest is for DMA
 SHARED = range(DATA_GFN, DATA_GFN + 64, 2)
 OTHERS = range(DATA_GFN + 1, DATA_GFN + 64, 2)
+GIVEN = 0xb40                   # of another MiB
 
 
 def run(lab):
@@ -21,6 +22,8 @@ def run(lab):
         guest.read_pages(100, SHARED)
         lab.equal(guest.shared(), len(SHARED), f"shared by {guest.name}")
 
+    two.read_pages(900, [GIVEN])
+    check(lab, two, "copies", copies)
     check(lab, two, "writes to the disk", writes)
     check(lab, two, "unaligned reads", unaligned_reads)
     check(lab, two, "PIO reads", pio_reads)
@@ -37,6 +40,12 @@ def check(lab, guest, what, dma):
     lab.equal((guest.shared(), lab.xen.freed()), before,
               f"pages still shared after {what}")
     guest.expect_blocks(SHARED, 100, f"shared pages after {what}")
+
+
+def copies(guest):
+    """What is not given of a request is copied: through whole buckets."""
+    for gfn in list(OTHERS)[:4]:
+        guest.read(900 * 8, [(GIVEN, 0, PAGE), (gfn, 512, 512)])
 
 
 def writes(guest):
