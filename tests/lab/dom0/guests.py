@@ -387,16 +387,10 @@ class LinuxGuest(Guest):
         """One checksum of all files below a folder, names and contents.
 
         Compare it with Lab.digest().  (The console carries a thousand bytes
-        a second: too slow for the list itself, which is checksums().)
+        a second: too slow for the list itself.)
         """
         return self.cmd(f"cd {where}; {LIST_SUMS} | md5sum; cd /",
                         timeout)[0].split()[0]
-
-    def checksums(self, where="/mnt", timeout=600):
-        """{path: md5} of all files below a folder; slow."""
-        lines = self.cmd(f"cd {where}; {LIST_SUMS}; cd /", timeout)
-        return {path[2:]: md5 for md5, path
-                in (line.split(None, 1) for line in lines)}
 
     def drop_caches(self):
         self.cmd("sync; echo 3 > /proc/sys/vm/drop_caches")

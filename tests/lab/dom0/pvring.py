@@ -15,7 +15,6 @@ from tiny import PAGE
 
 # of Xen's io/blkif.h and grant_table.h
 READ, WRITE = 0, 1
-SEGMENTS = 11
 RING_SLOTS = 32
 RING_HEADER = 64
 SLOT = 112                      # a request of the x86_64 protocol
@@ -172,6 +171,3 @@ class PvRing:
 
     def read(self, sector, segments):
         return self.request(READ, sector, segments)
-
-    def write(self, sector, segments):
-        return self.request(WRITE, sector, segments)
