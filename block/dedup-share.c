@@ -10,7 +10,8 @@
  *
  * This file: options, permissions, and the announcing of writes.  Which image
  * of the chain owns a block is found out in chain.c, what is offered comes in
- * by offer.c, and what is done with the blocks is the engine's.
+ * by offer.c, what need not be by direct.c, and what is done with the blocks is
+ * the engine's.
  */
 
 #include "qemu/osdep.h"
@@ -39,7 +40,7 @@ static QemuOptsList dedup_share_opts = {
         { .name = "group", .type = QEMU_OPT_STRING,
           .help = "trust domain whose guests share (default: default)" },
         { .name = "store", .type = QEMU_OPT_STRING,
-          .help = "auto, xen or off (default: auto)" },
+          .help = "auto, xen, linux or off (default: auto)" },
         { .name = "store-size", .type = QEMU_OPT_SIZE,
           .help = "most bytes that the store may hold" },
         { .name = "index-dir", .type = QEMU_OPT_STRING,
@@ -69,8 +70,8 @@ static bool options_parse(QDict *options, DedupShareOptions *o, Error **errp)
             kind = qapi_enum_parse(&DedupShareStore_lookup, store, -1, NULL);
         }
         if (kind < 0) {
-            error_setg(errp, "store: '%s' is not a store; use auto, xen or "
-                       "off", store);
+            error_setg(errp, "store: '%s' is not a store; use auto, xen, "
+                       "linux or off", store);
             ok = false;
         }
     }
@@ -88,29 +89,51 @@ static bool options_parse(QDict *options, DedupShareOptions *o, Error **errp)
     return ok;
 }
 
-/* Join the group that @o names.  NULL with *errp set if that cannot be. */
-static DedupGroup *join_group(const DedupShareOptions *o, Error **errp)
+/* The store for @kind, which may be auto.  NULL with *errp set. */
+static const DedupStoreOps *find_store(DedupShareStore kind, Error **errp)
 {
-    DedupGroupConfig config = {
-        .name = o->group, .root = o->index_dir, .store = o->store,
-        .has_size = o->has_size, .size = o->size,
+    static const DedupShareStore kinds[] = {
+        DEDUP_SHARE_STORE_XEN, DEDUP_SHARE_STORE_LINUX,
     };
-    const DedupStoreOps *ops;
+    const DedupStoreOps *ops = NULL;
+    int i;
 
-    if (config.store == DEDUP_SHARE_STORE_AUTO) {
-        config.store = DEDUP_SHARE_STORE_XEN;
+    if (kind != DEDUP_SHARE_STORE_AUTO) {
+        ops = dedup_store_find(kind);
     }
-    ops = dedup_store_find(config.store);
-    if (!ops) {
+    for (i = 0; kind == DEDUP_SHARE_STORE_AUTO && i < ARRAY_SIZE(kinds); i++) {
+        ops = dedup_store_find(kinds[i]);
+        if (ops && ops->applies()) {
+            break;
+        }
+        ops = NULL;
+    }
+    if (!ops && kind == DEDUP_SHARE_STORE_XEN) {
         error_setg(errp, "store: this program has no Xen store; it needs a "
                    "QEMU system emulator built with Xen support, running as "
                    "a Xen guest's device model; use store=off elsewhere");
+    } else if (!ops) {
+        error_setg(errp, "store: this program has no guest, so it has nothing "
+                   "to share; use store=off");
+    }
+    return ops;
+}
+
+/* Join the group that @o names.  NULL with *errp set if that cannot be. */
+static DedupGroup *join_group(const DedupShareOptions *o, Error **errp)
+{
+    const DedupStoreOps *ops = find_store(o->store, errp);
+    DedupGroupConfig config = {
+        .name = o->group, .root = o->index_dir,
+        .has_size = o->has_size, .size = o->size,
+    };
+
+    if (!ops || !ops->probe(errp)) {
         return NULL;
     }
-    if (!ops->probe(errp) || !dedup_group_check(&config, errp)) {
-        return NULL;
-    }
-    return dedup_group_get(&config, errp);
+    config.store = ops->kind;
+    return dedup_group_check(&config, errp) ? dedup_group_get(&config, errp)
+                                            : NULL;
 }
 
 /* Warn of @reason, unless that was the last thing said. */
@@ -182,9 +205,9 @@ static void write_end(BlockDriverState *bs, DedupRange *w)
  * Read from the store, by copying, if it holds all the blocks: parts of blocks,
  * and what no page is offered for, then cost no I/O either.
  */
-static bool coroutine_fn GRAPH_RDLOCK
-copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
-                QEMUIOVector *qiov)
+bool coroutine_fn dedup_copy_from_store(BlockDriverState *bs, int64_t offset,
+                                        int64_t bytes, QEMUIOVector *qiov,
+                                        size_t qiov_offset)
 {
     BDRVDedupShareState *s = bs->opaque;
     uint64_t first = offset / DEDUP_BLOCK_SIZE;
@@ -205,7 +228,8 @@ copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
     if (!dedup_engine_copy(s->group, blocks, n, buf)) {
         return false;
     }
-    qemu_iovec_from_buf(qiov, 0, buf + offset % DEDUP_BLOCK_SIZE, bytes);
+    qemu_iovec_from_buf(qiov, qiov_offset, buf + offset % DEDUP_BLOCK_SIZE,
+                        bytes);
     stat64_add(&s->counters.copied, n);
     return true;
 }
@@ -216,9 +240,13 @@ dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
 {
     BDRVDedupShareState *s = bs->opaque;
 
-    if (!(flags & ~BDRV_REQ_REGISTERED_BUF) &&
-        copy_from_store(bs, offset, bytes, qiov)) {
-        return 0;
+    if (s->group && !(flags & ~BDRV_REQ_REGISTERED_BUF)) {
+        if (s->group->ops->by_host) {
+            return dedup_read_direct(bs, offset, bytes, qiov, flags);
+        }
+        if (dedup_copy_from_store(bs, offset, bytes, qiov, 0)) {
+            return 0;
+        }
     }
     stat64_add(&s->counters.bytes_passed, bytes);
     return bdrv_co_preadv(bs->file, offset, bytes, qiov, flags);

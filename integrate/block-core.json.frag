@@ -3,18 +3,21 @@
 #
 # Where the frames of a dedup-share group are kept.
 #
-# @auto: the best store that works here: @xen in a Xen HVM guest's
-#     device model, else @off, with a warning.
+# @auto: @xen in a Xen guest's device model, else @linux; if that does
+#     not work, @off, with a warning.
 #
 # @xen: a Xen domain without vCPUs owns the frames; guest frames are
 #     given by Xen memory sharing.
+#
+# @linux: a file on a tmpfs holds the frames; guest pages are given by
+#     private mappings of it.
 #
 # @off: nothing is shared, requests pass through.
 #
 # Since: 10.0
 ##
 { 'enum': 'DedupShareStore',
-  'data': [ 'auto', 'xen', 'off' ],
+  'data': [ 'auto', 'xen', 'linux', 'off' ],
   'if': 'CONFIG_DEDUP_SHARE' }
 
 ##

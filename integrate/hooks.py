@@ -148,14 +148,36 @@ UNPLUG = [
      "        if (!*blk_name(blk)) { blk_ref(blk); }\n"),
 ]
 
+# RAM that is discarded maps no frame before it is; RAM that is pinned is not
+# mapped over any more.
+GUEST_RAM = [
+    ('system/physmem.c', 'after', r'^#include "exec/ram_addr\.h"\n',
+     '#include "block/dedup-share-ram.h"\n'),
+    ('system/physmem.c', 'before',
+     r'^    uint8_t \*host_startaddr = rb->host \+ start;\n\n'
+     r'    if \(!QEMU_PTR_IS_ALIGNED\(host_startaddr, rb->page_size\)\) \{\n'
+     r'        error_report\("%s: Unaligned start',
+     "    DEDUP_SHARE_RAM_DISCARD(rb, start, length);\n"),
+    ('system/physmem.c', 'after',
+     r'^        ram_block_discard_disabled_cnt\+\+;\n    \}\n'
+     r'    ram_block_discard_disable_mutex_unlock\(\);\n',
+     "    DEDUP_SHARE_RAM_PINNED(state);\n"),
+    ('system/physmem.c', 'after',
+     r'^        ram_block_uncoordinated_discard_disabled_cnt\+\+;\n    \}\n'
+     r'    ram_block_discard_disable_mutex_unlock\(\);\n',
+     "    DEDUP_SHARE_RAM_PINNED(state);      /* by VFIO */\n"),
+]
+
 TESTS = [
     ('tests/unit/meson.build', 'before', r"^test_env = environment\(\)\n",
      "tests += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
      "{'test-dedup-index': [testblock],\n"
-     "                  'test-dedup-engine': [testblock]} : {}\n"),
+     "                  'test-dedup-engine': [testblock],\n"
+     "                  'test-dedup-linux': [testblock]} : {}\n"),
     ('tests/qtest/meson.build', 'before', r"^qtest_executables = \{\}\n",
      "qtests_x86_64 += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
-     "['dedup-share-test'] : []\n"),
+     "['dedup-share-test', 'dedup-share-linux-test',\n"
+     "                   'dedup-share-ram-test'] : []\n"),
 ]
 
 DOCS = [
@@ -165,4 +187,5 @@ DOCS = [
      "   dedup-share\n"),
 ]
 
-HOOKS = BUILD + QAPI + DATAPATH + PV_DISKS + UNPLUG + TESTS + DOCS
+HOOKS = (BUILD + QAPI + DATAPATH + PV_DISKS + UNPLUG + GUEST_RAM + TESTS +
+         DOCS)

@@ -9,12 +9,43 @@
 #include "qemu/osdep.h"
 #include "qemu/memalign.h"
 #include "engine.h"
+#include "reclaim.h"
 #include "trace.h"
 
-/* Look a block up.  True if the store has it. */
-static bool lookup(DedupGroup *g, DedupBlock *b)
+/* --- what a request holds, see holders.h --------------------------------- */
+
+static void hold_begin(DedupGroup *g, DedupHold *hold, const uint32_t *slots,
+                       unsigned n)
 {
+    if (g->holders) {
+        dedup_hold_begin(g->holders, hold, slots, n);
+    }
+}
+
+static void hold_more(DedupGroup *g, DedupHold *hold, const uint32_t *slots,
+                      unsigned n)
+{
+    if (g->holders) {
+        dedup_hold_more(g->holders, hold, slots, n);
+    }
+}
+
+static void hold_end(DedupGroup *g, DedupHold *hold)
+{
+    if (g->holders && hold->stripe) {
+        dedup_hold_end(hold);
+    }
+}
+
+/* --- filling ------------------------------------------------------------- */
+
+/* Look a block up once more.  True if the store has it. */
+static bool lookup(DedupRead *r, DedupBlock *b)
+{
+    DedupGroup *g = r->group;
+
     b->id = dedup_map_lookup(b->map, b->number);
+    hold_more(g, &r->hold, &b->id.slot, 1);
     return dedup_index_get(&g->index, b->id, &b->word);
 }
 
@@ -45,7 +76,7 @@ static void record(DedupRead *r, DedupBlock **blocks, const uint32_t *slots,
                    const uint64_t *words, unsigned n)
 {
     DedupGroup *g = r->group;
-    uint32_t drop[DEDUP_BATCH];
+    DEDUP_HOT_ARRAY uint32_t drop[DEDUP_BATCH];
     unsigned i, ndrop = 0;
     bool clean = dedup_fill_lock(r->tracker, r->fill);
 
@@ -64,7 +95,7 @@ static void record(DedupRead *r, DedupBlock **blocks, const uint32_t *slots,
             b->word = words[i];
         } else {
             drop[ndrop++] = slots[i];
-            if (!lookup(g, b)) {
+            if (!lookup(r, b)) {
                 b->result = DEDUP_EVICTED;
             }
         }
@@ -83,7 +114,48 @@ static void record(DedupRead *r, DedupBlock **blocks, const uint32_t *slots,
 
 static bool is_full(DedupGroup *g)
 {
-    return g_get_monotonic_time() < stat64_get(&g->full_until);
+    uint64_t until = stat64_get(&g->full_until);
+
+    return until && g_get_monotonic_time() < until;
+}
+
+/* Nothing is idle, as far as is known: have all find out, and wait a while. */
+static void out_of_frames(DedupGroup *g)
+{
+    dedup_trim_all(g);
+    stat64_set(&g->full_until, g_get_monotonic_time() + FULL_US);
+}
+
+/* The host has no memory. */
+static void out_of_memory(DedupGroup *g)
+{
+    if (!g->holders || !dedup_evict(g, DEDUP_BATCH)) {
+        if (g->holders) {
+            dedup_trim_all(g);
+        }
+        stat64_set(&g->full_until, g_get_monotonic_time() + FULL_US);
+    }
+}
+
+/* Take slots, whose frames are held from the start. */
+static unsigned take_slots(DedupRead *r, uint32_t *slots, unsigned n)
+{
+    DedupGroup *g = r->group;
+    unsigned got;
+
+    if (is_full(g)) {
+        return 0;
+    }
+    got = dedup_index_alloc(&g->index, slots, n);
+    if (got < n && g->holders) {
+        dedup_evict(g, n - got);
+        got += dedup_index_alloc(&g->index, slots + got, n - got);
+        if (got < n) {
+            out_of_frames(g);
+        }
+    }
+    hold_more(g, &r->hold, slots, got);
+    return got;
 }
 
 /* Read a run of @n missed blocks that follow each other into frames. */
@@ -91,10 +163,10 @@ static void coroutine_fn fill_run(DedupRead *r, DedupBlock **blocks,
                                   unsigned n)
 {
     DedupGroup *g = r->group;
-    uint32_t slots[DEDUP_BATCH];
-    uint64_t words[DEDUP_BATCH];
+    DEDUP_HOT_ARRAY uint32_t slots[DEDUP_BATCH];
+    DEDUP_HOT_ARRAY uint64_t words[DEDUP_BATCH];
     uint64_t first = blocks[0]->number;
-    unsigned got = is_full(g) ? 0 : dedup_index_alloc(&g->index, slots, n);
+    unsigned got = take_slots(r, slots, n);
     void *buf;
     int ret;
 
@@ -116,7 +188,7 @@ static void coroutine_fn fill_run(DedupRead *r, DedupBlock **blocks,
             release_slots(g, slots, got);
         }
         if (ret == -ENOMEM) {
-            stat64_set(&g->full_until, g_get_monotonic_time() + FULL_US);
+            out_of_memory(g);
         }
         set_results(blocks, got,
                     ret == -ENOMEM ? DEDUP_STORE_FULL : DEDUP_FAILED);
@@ -140,13 +212,31 @@ static void coroutine_fn fill_misses(DedupRead *r, DedupBlock **missed,
     }
 }
 
+/* --- giving -------------------------------------------------------------- */
+
+/* After the give: what was evicted in between is not in place. */
+static unsigned check_given(DedupGroup *g, const DedupGive *gives,
+                            DedupBlock **to, unsigned n)
+{
+    unsigned i, given = 0;
+    uint64_t word;
+
+    for (i = 0; i < n; i++) {
+        to[i]->result = gives[i].result;
+        if (dedup_in_place(gives[i].result) &&
+            !dedup_index_get(&g->index, to[i]->id, &word)) {
+            to[i]->result = DEDUP_EVICTED;
+        }
+        given += to[i]->result == DEDUP_GIVEN;
+    }
+    return given;
+}
+
 static void coroutine_fn give(DedupRead *r, DedupBlock *blocks, unsigned n)
 {
-    DedupGroup *g = r->group;
-    DedupGive gives[DEDUP_BATCH];
-    DedupBlock *to[DEDUP_BATCH];
-    unsigned i, ngive = 0, given = 0;
-    uint64_t word;
+    DEDUP_HOT_ARRAY DedupGive gives[DEDUP_BATCH];
+    DEDUP_HOT_ARRAY DedupBlock *to[DEDUP_BATCH];
+    unsigned i, ngive = 0, given;
 
     for (i = 0; i < n; i++) {
         if (blocks[i].result == DEDUP_GIVEN) {
@@ -163,24 +253,22 @@ static void coroutine_fn give(DedupRead *r, DedupBlock *blocks, unsigned n)
         return;
     }
     r->give(r->opaque, gives, ngive);
-    for (i = 0; i < ngive; i++) {
-        to[i]->result = gives[i].result;
-        if (gives[i].result == DEDUP_GIVEN &&
-            !dedup_index_get(&g->index, to[i]->id, &word)) {
-            to[i]->result = DEDUP_EVICTED;
-        }
-        given += to[i]->result == DEDUP_GIVEN;
-    }
+    given = check_given(r->group, gives, to, ngive);
     trace_dedup_engine_give(ngive, given);
 }
 
-void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
-                                    unsigned n)
+/*
+ * Look all blocks up that are to be given.  Those that the store does not have
+ * are put into @missed; returns how many these are.
+ */
+static unsigned find_missed(DedupRead *r, DedupBlock *blocks, unsigned n,
+                            DedupBlock **missed)
 {
-    DedupBlock *missed[DEDUP_BATCH];
-    unsigned i, hits = 0, misses = 0;
+    DedupGroup *g = r->group;
+    DEDUP_HOT_ARRAY uint32_t slots[DEDUP_BATCH];
+    DEDUP_HOT_ARRAY DedupBlock *found[DEDUP_BATCH];
+    unsigned i, nfound = 0, misses = 0;
 
-    assert(n <= DEDUP_BATCH);
     for (i = 0; i < n; i++) {
         DedupBlock *b = &blocks[i];
 
@@ -191,33 +279,51 @@ void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
             b->result = DEDUP_NO_LAYER;
         } else if (!dedup_map_back(b->map, b->number)) {
             b->result = DEDUP_STORE_FULL;
-        } else if (lookup(r->group, b)) {
-            hits++;
         } else {
-            missed[misses++] = b;
+            b->id = dedup_map_lookup(b->map, b->number);
+            slots[nfound] = b->id.slot;
+            found[nfound++] = b;
         }
     }
-    stat64_add(&r->counters->hits, hits);
+    if (!nfound) {
+        return 0;
+    }
+    hold_begin(g, &r->hold, slots, nfound);
+    for (i = 0; i < nfound; i++) {
+        if (!dedup_index_get(&g->index, found[i]->id, &found[i]->word)) {
+            missed[misses++] = found[i];
+        }
+    }
+    stat64_add(&r->counters->hits, nfound - misses);
     stat64_add(&r->counters->misses, misses);
-    fill_misses(r, missed, misses);
-    give(r, blocks, n);
-    trace_dedup_engine_read(n, hits, misses);
+    return misses;
 }
 
-bool dedup_engine_copy(DedupGroup *g, DedupBlock *blocks, unsigned n,
-                       void *buf)
+void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
+                                    unsigned n)
 {
-    uint32_t slots[DEDUP_BATCH];
+    DEDUP_HOT_ARRAY DedupBlock *missed[DEDUP_BATCH];
+    unsigned misses;
+
+    assert(n <= DEDUP_BATCH);
+    r->hold.stripe = NULL;
+    misses = find_missed(r, blocks, n, missed);
+    fill_misses(r, missed, misses);
+    give(r, blocks, n);
+    hold_end(r->group, &r->hold);
+    trace_dedup_engine_read(n, misses);
+}
+
+static bool copy_held(DedupGroup *g, DedupBlock *blocks, unsigned n,
+                      const uint32_t *slots, void *buf)
+{
     uint64_t word;
     unsigned i;
 
     for (i = 0; i < n; i++) {
-        if (!blocks[i].map || !dedup_map_back(blocks[i].map,
-                                              blocks[i].number) ||
-            !lookup(g, &blocks[i])) {
+        if (!dedup_index_get(&g->index, blocks[i].id, &word)) {
             return false;
         }
-        slots[i] = blocks[i].id.slot;
     }
     if (g->ops->peek(g->store, slots, n, buf) < 0) {
         return false;
@@ -228,4 +334,30 @@ bool dedup_engine_copy(DedupGroup *g, DedupBlock *blocks, unsigned n,
         }
     }
     return true;
+}
+
+bool dedup_engine_copy(DedupGroup *g, DedupBlock *blocks, unsigned n,
+                       void *buf)
+{
+    DEDUP_HOT_ARRAY uint32_t slots[DEDUP_BATCH];
+    DedupHold hold;
+    unsigned i;
+    bool ok;
+
+    assert(n && n <= DEDUP_BATCH);
+    for (i = 0; i < n; i++) {
+        if (!blocks[i].map || !dedup_map_back(blocks[i].map,
+                                              blocks[i].number)) {
+            return false;
+        }
+        blocks[i].id = dedup_map_lookup(blocks[i].map, blocks[i].number);
+        if (!blocks[i].id.generation) {
+            return false;
+        }
+        slots[i] = blocks[i].id.slot;
+    }
+    hold_begin(g, &hold, slots, n);
+    ok = copy_held(g, blocks, n, slots, buf);
+    hold_end(g, &hold);
+    return ok;
 }

@@ -28,6 +28,12 @@
 #include "qemu/stats64.h"
 #include "tracker.h"
 
+/*
+ * QEMU has the compiler clear all that is on the stack: not these.  (Later
+ * QEMUs have QEMU_UNINITIALIZED.)
+ */
+#define DEDUP_HOT_ARRAY __attribute__((uninitialized))
+
 /* A block of a request.  The caller sets the first three. */
 typedef struct DedupBlock {
     DedupMap *map;              /* of the layer that owns it; NULL if none */
@@ -49,6 +55,10 @@ typedef struct DedupCounters {
     Stat64 bytes_passed;
 } DedupCounters;
 
+/* DedupStoreOps.give() for the group's store. */
+typedef void coroutine_fn DedupGiveFn(void *opaque, DedupGive *gives,
+                                      unsigned n);
+
 typedef struct DedupRead {
     DedupGroup *group;
     DedupTracker *tracker;
@@ -58,9 +68,9 @@ typedef struct DedupRead {
     int coroutine_fn (*read)(void *opaque, uint64_t first, unsigned n,
                              void *buf);
     void *(*alloc)(void *opaque, size_t size);  /* a buffer; qemu_vfree() */
-    /* DedupStoreOps.give() for the group's store. */
-    void coroutine_fn (*give)(void *opaque, DedupGive *gives, unsigned n);
+    DedupGiveFn *give;
     void *opaque;
+    DedupHold hold;             /* the engine's */
 } DedupRead;
 
 /*

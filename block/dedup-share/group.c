@@ -7,7 +7,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
-#include "group.h"
+#include "reclaim.h"
 #include "trace.h"
 
 /* Both only change in the main loop. */
@@ -77,7 +77,7 @@ static bool group_create(DedupGroup *g, const DedupGroupConfig *config,
     DedupStoreId id = { .kind = config->store };
 
     memcpy(id.uuid, g->dir.uuid, sizeof(id.uuid));
-    g->store = g->ops->open(g->name, nframes, true, &id, errp);
+    g->store = g->ops->open(g->name, g->dir.fd, nframes, true, &id, errp);
     if (!g->store) {
         return false;
     }
@@ -104,12 +104,36 @@ static bool group_attach(DedupGroup *g, const DedupGroupConfig *config,
         error_setg(errp, "store: the group '%s' has a store of another kind; "
                    "choose another group", g->name);
     } else {
-        g->store = g->ops->open(g->name, g->index.nframes, false, &id, errp);
+        g->store = g->ops->open(g->name, g->dir.fd, g->index.nframes, false,
+                                &id, errp);
     }
     if (!g->store) {
         dedup_index_unmap(&g->index);
     }
     return g->store;
+}
+
+static void close_all(DedupGroup *g, bool last)
+{
+    g->ops->close(g->store, last);
+    dedup_index_unmap(&g->index);
+}
+
+/* Take part in who holds what, if the store does not know it. */
+static bool group_hold(DedupGroup *g, bool create, Error **errp)
+{
+    if (!g->ops->each_used) {
+        return true;
+    }
+    g->holders = g_new0(DedupHolders, 1);
+    if (!dedup_holders_open(g->holders, g->dir.fd, g->index.nframes, create,
+                            errp)) {
+        g_free(g->holders);
+        close_all(g, create);
+        return false;
+    }
+    dedup_reclaim_start(g);
+    return true;
 }
 
 static DedupGroup *group_join(const DedupGroupConfig *config, Error **errp)
@@ -126,7 +150,8 @@ static DedupGroup *group_join(const DedupGroupConfig *config, Error **errp)
         goto fail;
     }
     if (!(alone ? group_create(g, config, errp)
-                : group_attach(g, config, errp))) {
+                : group_attach(g, config, errp)) ||
+        !group_hold(g, alone, errp)) {
         if (alone) {
             dedup_dir_remove(&g->dir);
         }
@@ -169,19 +194,27 @@ DedupGroup *dedup_group_get(const DedupGroupConfig *config, Error **errp)
     return group_join(config, errp);
 }
 
-void dedup_group_put(DedupGroup *g)
+DedupGroup *dedup_group_find(const char *name)
 {
-    bool last;
+    DedupGroup *g;
 
-    GLOBAL_STATE_CODE();
-    if (--g->refcnt) {
-        return;
+    QLIST_FOREACH(g, &groups, next) {
+        if (!strcmp(g->name, name)) {
+            return g;
+        }
     }
-    QLIST_REMOVE(g, next);
-    last = dedup_dir_leave(&g->dir);
+    return NULL;
+}
+
+static void group_free(DedupGroup *g, bool last)
+{
     trace_dedup_index_close(g->dir.path, last);
-    g->ops->close(g->store, last);
-    dedup_index_unmap(&g->index);
+    if (g->holders) {
+        dedup_reclaim_stop(g);
+        dedup_holders_close(g->holders);
+        g_free(g->holders);
+    }
+    close_all(g, last);
     if (last) {
         dedup_dir_remove(&g->dir);
     }
@@ -189,4 +222,30 @@ void dedup_group_put(DedupGroup *g)
     g_free(g->name);
     g_free(g->root);
     g_free(g);
+}
+
+void dedup_group_put(DedupGroup *g)
+{
+    GLOBAL_STATE_CODE();
+    if (--g->refcnt) {
+        return;
+    }
+    if (g->ops->any_used && g->ops->any_used(g->store)) {
+        trace_dedup_group_stay(g->name);
+        return;
+    }
+    QLIST_REMOVE(g, next);
+    group_free(g, dedup_dir_leave(&g->dir));
+}
+
+void dedup_groups_leave(void)
+{
+    DedupGroup *g, *next;
+
+    QLIST_FOREACH_SAFE(g, &groups, next, next) {
+        if (!g->refcnt) {
+            QLIST_REMOVE(g, next);
+            group_free(g, dedup_dir_leave(&g->dir));
+        }
+    }
 }

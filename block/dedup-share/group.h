@@ -5,23 +5,33 @@
  *
  * One object a group and process, shared by the process's filter nodes.
  * Got and put in the main loop; used, while held, from any thread.
+ *
+ * A process whose guest still uses frames stays in the group when its last node
+ * is closed, until it ends: otherwise the frames could be evicted.
  */
 
 #ifndef DEDUP_SHARE_GROUP_H
 #define DEDUP_SHARE_GROUP_H
 
 #include "index-dir.h"
+#include "holders.h"
 #include "qemu/stats64.h"
+
+typedef struct DedupReclaim DedupReclaim;
 
 typedef struct DedupGroup {
     char *name;
     char *root;                 /* index-dir */
-    unsigned refcnt;
+    unsigned refcnt;            /* 0: stays for the guest's frames only */
     const DedupStoreOps *ops;
     DedupStore *store;
     DedupIndex index;
     DedupDir dir;
     Stat64 full_until;          /* monotonic time, us; no fill before that */
+    Stat64 evicted;
+    /* NULL where the store itself knows who uses its frames: */
+    DedupHolders *holders;
+    DedupReclaim *reclaim;
     QLIST_ENTRY(DedupGroup) next;
 } DedupGroup;
 
@@ -42,5 +52,11 @@ bool dedup_group_check(const DedupGroupConfig *config, Error **errp);
  */
 DedupGroup *dedup_group_get(const DedupGroupConfig *config, Error **errp);
 void dedup_group_put(DedupGroup *group);
+
+/* The process ends: leave the groups that it has stayed in. */
+void dedup_groups_leave(void);
+
+/* The group of that name that this process is in, or NULL.  Main loop. */
+DedupGroup *dedup_group_find(const char *name);
 
 #endif /* DEDUP_SHARE_GROUP_H */

@@ -155,7 +155,8 @@ static void close_fds(DedupDir *dir)
 static bool name_is_ours(const char *name)
 {
     return !strcmp(name, "lock") || !strcmp(name, "index") ||
-           !strcmp(name, "index.new") || g_str_has_prefix(name, "map-");
+           !strcmp(name, "index.new") || !strcmp(name, "held") ||
+           g_str_has_prefix(name, "map-") || g_str_has_prefix(name, "frames");
 }
 
 /* The directory holds nothing but files that we make. */

@@ -18,6 +18,7 @@ enum {
     FRAME_FILLING,
     FRAME_SEALED,
     FRAME_RETIRED,
+    FRAME_EVICTING,
 };
 
 #define REMEDY "; end the QEMUs of that group and remove the directory, " \
@@ -253,39 +254,40 @@ static void free_list_push(DedupIndex *index, uint32_t slot)
     }
 }
 
-static bool fresh_slot(DedupIndex *index, uint32_t *slot)
+/* Take up to @n slots that were never used; they follow each other. */
+static unsigned fresh_slots(DedupIndex *index, uint32_t *slots, unsigned n)
 {
     uint32_t next = qatomic_read(&index->hdr->next_slot);
 
     while (next < index->nframes) {
+        unsigned i, take = MIN(n, index->nframes - next);
         uint32_t seen = qatomic_cmpxchg(&index->hdr->next_slot, next,
-                                        next + 1);
+                                        next + take);
         if (seen == next) {
-            *slot = next;
-            return true;
+            for (i = 0; i < take; i++) {
+                slots[i] = next + i;
+            }
+            return take;
         }
         next = seen;
     }
-    return false;
+    return 0;
 }
 
 unsigned dedup_index_alloc(DedupIndex *index, uint32_t *slots, unsigned n)
 {
-    unsigned i;
+    unsigned i, got = fresh_slots(index, slots, n);
 
-    for (i = 0; i < n; i++) {
-        DedupFrame *f;
-        uint32_t generation;
+    while (got < n && free_list_pop(index, &slots[got])) {
+        got++;
+    }
+    for (i = 0; i < got; i++) {
+        DedupFrame *f = &index->frames[slots[i]];
+        uint32_t generation = tag_generation(qatomic_read(&f->tag));
 
-        if (!free_list_pop(index, &slots[i]) &&
-            !fresh_slot(index, &slots[i])) {
-            break;
-        }
-        f = &index->frames[slots[i]];
-        generation = tag_generation(qatomic_read(&f->tag));
         qatomic_set(&f->tag, frame_tag(MAX(generation, 1), FRAME_FILLING));
     }
-    return i;
+    return got;
 }
 
 DedupFrameId dedup_index_seal(DedupIndex *index, uint32_t slot, uint64_t word)
@@ -322,7 +324,7 @@ void dedup_index_release(DedupIndex *index, uint32_t slot)
     uint64_t tag = qatomic_read(&f->tag);
     uint32_t generation = tag_generation(tag);
 
-    if ((uint32_t)tag == FRAME_SEALED) {
+    if ((uint32_t)tag == FRAME_SEALED || (uint32_t)tag == FRAME_EVICTING) {
         qatomic_dec(&index->hdr->nsealed);
     }
     if (generation == UINT32_MAX) {
@@ -332,6 +334,26 @@ void dedup_index_release(DedupIndex *index, uint32_t slot)
     qatomic_set(&f->tag, frame_tag(generation + 1, FRAME_FREE));
     smp_wmb();          /* the tag is gone before the word changes its sense */
     free_list_push(index, slot);
+}
+
+bool dedup_index_evict_begin(DedupIndex *index, uint32_t slot)
+{
+    DedupFrame *f = &index->frames[slot];
+    uint64_t tag = qatomic_read(&f->tag);
+
+    /* a full barrier: who held the slot before has been heard of after it */
+    return (uint32_t)tag == FRAME_SEALED &&
+           qatomic_cmpxchg(&f->tag, tag,
+                           frame_tag(tag_generation(tag), FRAME_EVICTING))
+           == tag;
+}
+
+void dedup_index_evict_cancel(DedupIndex *index, uint32_t slot)
+{
+    DedupFrame *f = &index->frames[slot];
+
+    qatomic_set(&f->tag, frame_tag(tag_generation(qatomic_read(&f->tag)),
+                                   FRAME_SEALED));
 }
 
 /* The word of a map that stands for @id. */

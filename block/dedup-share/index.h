@@ -9,6 +9,8 @@
  *   lock        locks only, see index-dir.h
  *   index       a header page, then the frame table
  *   map-LAYER   a header page, then a layer's block map
+ *   held        who holds which frame, see holders.h
+ *   frames      the frames, if the store is Linux's
  *
  * Invariants
  *
@@ -31,6 +33,13 @@
  *                       \_____________________________/
  *                            release (fill failed)
  *
+ * and, where idle frames are evicted,
+ *
+ *          evict_begin               release
+ *   SEALED ------------> EVICTING ------------> FREE, generation + 1
+ *         \______________/
+ *           evict_cancel: somebody holds it
+ *
  * A free slot has no memory in the store.
  */
 
@@ -42,7 +51,7 @@
 
 #define DEDUP_INDEX_MAGIC   0x58444950554445ULL     /* "EDUPIDX" */
 #define DEDUP_MAP_MAGIC     0x50414d50554445ULL     /* "EDUPMAP" */
-#define DEDUP_INDEX_VERSION 1
+#define DEDUP_INDEX_VERSION 2
 #define DEDUP_HEADER_SIZE   4096
 
 /* A frame, 24 bytes.  Accessed by qatomic_*() only. */
@@ -71,6 +80,8 @@ typedef struct DedupIndexHeader {
     uint32_t next_slot QEMU_ALIGNED(64);   /* slots from here: never used */
     uint32_t nsealed;
     uint64_t free_list;         /* pops << 32 | first free slot + 1 */
+    uint32_t clock_hand;        /* where the search for idle frames goes on */
+    uint32_t trims_wanted;      /* how often all were asked to trim */
 } DedupIndexHeader;
 
 /* The first page of a block map; the entries follow. */
@@ -108,7 +119,10 @@ bool dedup_index_map(DedupIndex *index, int dirfd, const char *what,
                      Error **errp);
 void dedup_index_unmap(DedupIndex *index);
 
-/* Take up to @n free slots, return how many.  They are FILLING then. */
+/*
+ * Take up to @n free slots, return how many.  They are FILLING then.  As long
+ * as there are slots that were never used, those taken follow each other.
+ */
 unsigned dedup_index_alloc(DedupIndex *index, uint32_t *slots, unsigned n);
 
 /* Seal a slot that is FILLING; @word is the store's.  Returns its name. */
@@ -126,6 +140,14 @@ bool dedup_index_get(DedupIndex *index, DedupFrameId id, uint64_t *word);
  * more.
  */
 void dedup_index_release(DedupIndex *index, uint32_t slot);
+
+/*
+ * Begin to evict a frame: if it is sealed, nobody finds it from now on.  Ends
+ * with dedup_index_evict_cancel(), if it is in use after all, and else with
+ * dedup_index_release().
+ */
+bool dedup_index_evict_begin(DedupIndex *index, uint32_t slot);
+void dedup_index_evict_cancel(DedupIndex *index, uint32_t slot);
 
 /*
  * Map the block map of the layer @key, of @nblocks blocks; made if it is not

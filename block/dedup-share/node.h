@@ -57,7 +57,29 @@ int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
                       QEMUIOVector *qiov, BdrvRequestFlags flags);
 
-/* --- chain.c: which layer owns a block ------------------------------------ */
+/*
+ * Whether the ordinary read can be served from the store, by copying.
+ */
+bool coroutine_fn GRAPH_RDLOCK
+dedup_copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                      QEMUIOVector *qiov, size_t qiov_offset);
+
+/* --- read.c, direct.c ---------------------------------------------------- */
+
+/*
+ * Have the engine read @n blocks, at most DEDUP_BATCH, in ascending order; see
+ * dedup_engine_read().  @give gets the node.
+ */
+void coroutine_fn GRAPH_RDLOCK
+dedup_read_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,
+                  DedupGiveFn *give);
+
+/* The node's read if its store takes addresses. */
+int coroutine_fn GRAPH_RDLOCK
+dedup_read_direct(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                  QEMUIOVector *qiov, BdrvRequestFlags flags);
+
+/* --- chain.c: which layer owns a block ----------------------------------- */
 
 /* Find the layers below @bs anew, or forget them.  Main loop, drained. */
 void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs);

@@ -24,7 +24,7 @@ bool dedup_share_wants(BlockBackend *blk, const BlockBackendPublic *public)
         return false;
     }
     s = bs->opaque;
-    return s->group;
+    return s->group && !s->group->ops->by_host;
 }
 
 bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,
@@ -59,23 +59,6 @@ void dedup_share_grants_changed(BlockBackend *blk)
     }
 }
 
-static void *read_alloc(void *opaque, size_t size)
-{
-    BlockDriverState *bs = opaque;
-
-    return qemu_try_blockalign(bs, size);
-}
-
-static int coroutine_fn GRAPH_RDLOCK
-read_blocks(void *opaque, uint64_t first, unsigned n, void *buf)
-{
-    BlockDriverState *bs = opaque;
-    int64_t bytes = (int64_t)n * DEDUP_BLOCK_SIZE;
-    int ret = bdrv_co_pread(bs->file, first * DEDUP_BLOCK_SIZE, bytes, buf, 0);
-
-    return ret < 0 ? ret : 0;
-}
-
 static void coroutine_fn give(void *opaque, DedupGive *gives, unsigned n)
 {
     BlockDriverState *bs = opaque;
@@ -87,37 +70,17 @@ static void coroutine_fn give(void *opaque, DedupGive *gives, unsigned n)
 static void coroutine_fn GRAPH_RDLOCK
 read_batch(BlockDriverState *bs, DedupPage *pages, unsigned n)
 {
-    BDRVDedupShareState *s = bs->opaque;
     g_autofree DedupBlock *blocks = g_new0(DedupBlock, n);
-    int64_t first = pages[0].offset;
-    DedupRange fill;
-    DedupRead r = {
-        .group = s->group, .tracker = &s->tracker, .fill = &fill,
-        .counters = &s->counters, .read = read_blocks, .alloc = read_alloc,
-        .give = give, .opaque = bs,
-    };
-    unsigned i, run;
+    unsigned i;
 
-    dedup_fill_begin(&s->tracker, &fill, first,
-                     pages[n - 1].offset + DEDUP_BLOCK_SIZE - first);
     for (i = 0; i < n; i++) {
         blocks[i].number = pages[i].offset / DEDUP_BLOCK_SIZE;
         blocks[i].dest = pages[i].dest;
         blocks[i].result = pages[i].result;
     }
-    for (i = 0; i < n; i += run) {
-        run = 1;
-        while (i + run < n &&
-               blocks[i + run].number == blocks[i].number + run) {
-            run++;
-        }
-        dedup_find_owners(bs, blocks + i, run);
-    }
-    dedup_engine_read(&r, blocks, n);
-    dedup_fill_end(&s->tracker, &fill);
+    dedup_read_blocks(bs, blocks, n, give);
     for (i = 0; i < n; i++) {
         pages[i].result = blocks[i].result;
-        stat64_add(&s->counters.results[blocks[i].result], 1);
     }
 }
 
@@ -165,11 +128,9 @@ static void coroutine_fn let_go(DedupGroup *g, const DedupPage *pages,
 static void coroutine_fn read_pages(BlockDriverState *bs, DedupPage *pages,
                                     unsigned n)
 {
-    BDRVDedupShareState *s = bs->opaque;
     unsigned i, batch;
 
     GRAPH_RDLOCK_GUARD();
-    stat64_add(&s->counters.blocks_read, n);
     for (i = 0; i < n; i += batch) {
         batch = MIN(n - i, DEDUP_BATCH);
         read_batch(bs, pages + i, batch);

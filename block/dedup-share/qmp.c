@@ -8,7 +8,9 @@
 
 #include "qemu/osdep.h"
 #include "block/block-global-state.h"
+#include "qapi/error.h"
 #include "qapi/qapi-commands-dedup-share.h"
+#include "reclaim.h"
 #include "stats.h"
 
 static DedupShareNotGiven *not_given_new(DedupCounters *c)
@@ -31,7 +33,7 @@ static DedupShareNotGiven *not_given_new(DedupCounters *c)
     };
     int i;
 
-    for (i = DEDUP_GIVEN + 1; i < DEDUP_RESULT__MAX; i++) {
+    for (i = DEDUP_COPIED + 1; i < DEDUP_RESULT__MAX; i++) {
         *fields[i] = stat64_get(&c->results[i]);
     }
     return n;
@@ -54,6 +56,10 @@ static DedupShareStoreStats *store_stats_new(DedupGroup *g)
         .fresh_hypercalls = c.fresh_hypercalls,
         .give_hypercalls = c.give_hypercalls,
         .give_system_calls = c.give_system_calls,
+        .given_runs = c.given_runs,
+        .mappings = c.mappings,
+        .mappings_max = c.mappings_max,
+        .evicted = stat64_get(&g->evicted),
     };
     return s;
 }
@@ -74,12 +80,28 @@ DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
         .blocks_missed = stat64_get(&c->misses),
         .blocks_given = stat64_get(&c->results[DEDUP_GIVEN]),
         .not_given = not_given_new(c),
-        .blocks_copied = stat64_get(&c->copied),
+        .blocks_copied = stat64_get(&c->copied) +
+                         stat64_get(&c->results[DEDUP_COPIED]),
         .bytes_filled = stat64_get(&c->bytes_filled),
         .bytes_passed = stat64_get(&c->bytes_passed),
         .store_stats = group ? store_stats_new(group) : NULL,
     };
     return s;
+}
+
+void qmp_dedup_share_reclaim(const char *group, Error **errp)
+{
+    DedupGroup *g = dedup_group_find(group ?: "default");
+
+    if (!g) {
+        error_setg(errp, "group: this QEMU is not in group '%s'; name one that "
+                   "query-dedup-stats shows", group ?: "default");
+    } else if (!g->holders) {
+        error_setg(errp, "group: the store of group '%s' gives nothing back "
+                   "before the group ends", group ?: "default");
+    } else {
+        dedup_reclaim_all(g);
+    }
 }
 
 DedupShareStatsList *qmp_query_dedup_stats(Error **errp)

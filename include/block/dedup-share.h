@@ -34,15 +34,20 @@ typedef struct DedupFrameId {
 
 /* A guest page that can be made to be a frame; only its store reads it. */
 typedef struct DedupDest {
+    uint8_t *host;              /* Linux: where QEMU has it, or any memory */
     uint64_t gfn;               /* Xen: the guest's frame number */
     bool by_grant;              /* Xen: it is granted, by these: */
     uint16_t peer;
     uint32_t ref;
 } DedupDest;
 
-/* Why a block was not given.  DEDUP_GIVEN must stay 0. */
+/*
+ * What became of a block: its destination is a frame, or holds a copy of one;
+ * else why it is still to be read.  DEDUP_GIVEN must stay 0.
+ */
 typedef enum DedupResult {
     DEDUP_GIVEN,
+    DEDUP_COPIED,
     DEDUP_UNALIGNED,
     DEDUP_NOT_RAM,
     DEDUP_GRANT,
@@ -58,6 +63,11 @@ typedef enum DedupResult {
     DEDUP_FAILED,
     DEDUP_RESULT__MAX,
 } DedupResult;
+
+static inline bool dedup_in_place(DedupResult result)
+{
+    return result == DEDUP_GIVEN || result == DEDUP_COPIED;
+}
 
 /* One frame to give; the store sets @result. */
 typedef struct DedupGive {
@@ -85,6 +95,9 @@ typedef struct DedupStoreCounters {
     uint64_t fresh_hypercalls;
     uint64_t give_hypercalls;
     uint64_t give_system_calls;
+    uint64_t given_runs;
+    uint64_t mappings;
+    uint64_t mappings_max;
 } DedupStoreCounters;
 
 typedef struct DedupStore DedupStore;
@@ -100,6 +113,15 @@ typedef struct DedupStoreOps {
     DedupShareStore kind;
 
     /*
+     * Destinations are addresses in QEMU, and give() copies to one that cannot
+     * be mapped.  So reads need not be offered: the filter offers its own.
+     */
+    bool by_host;
+
+    /* Is this process of the kind that the store is made for? */
+    bool (*applies)(void);
+
+    /*
      * Can this QEMU's guest use such a store?  Sets *errp to what is missing
      * and what would help.  Makes nothing that outlives the process (the Xen
      * store enables sharing for the guest's domain, which shares nothing yet).
@@ -110,13 +132,15 @@ typedef struct DedupStoreOps {
     uint64_t (*host_frames)(void);
 
     /*
-     * Open the store of group @group, of at most @nframes frames.  If @create
+     * Open the store of group @group, of at most @nframes frames.  @dirfd is
+     * the group's directory, where it may have files named "frames*", which go
+     * with the directory.  If @create
      * the store is made, with the UUID in *id, and the rest of *id filled in;
      * else *id says which it is.
      * Returns NULL with *errp set on error, and leaves nothing behind then.
      */
-    DedupStore *(*open)(const char *group, uint32_t nframes, bool create,
-                        DedupStoreId *id, Error **errp);
+    DedupStore *(*open)(const char *group, int dirfd, uint32_t nframes,
+                        bool create, DedupStoreId *id, Error **errp);
 
     /* Close it; if @last, nobody else has it open and it is destroyed. */
     void (*close)(DedupStore *store, bool last);
@@ -129,7 +153,7 @@ typedef struct DedupStoreOps {
 
     /*
      * Can @dest be had for the page at @offset of @mr?  True if the page is
-     * the guest's own RAM, whole, and may be replaced.
+     * the guest's own RAM, whole, and may be replaced.  NULL if by_host.
      */
     bool (*resolve)(DedupStore *store, MemoryRegion *mr, uint64_t offset,
                     DedupDest *dest);
@@ -172,10 +196,20 @@ typedef struct DedupStoreOps {
     /*
      * Make each guest page gives[i].dest be the frame gives[i].slot, copy on
      * write, and set gives[i].result.  Whatever the result, the page can be
-     * read and written by ordinary means afterwards; unless it is
-     * DEDUP_GIVEN its content is undefined.
+     * read and written by ordinary means afterwards; unless it is in place
+     * its content is undefined.
      */
     void (*give)(DedupStore *store, DedupGive *gives, unsigned n);
+
+    /*
+     * For a store that does not count the users of a frame, so that the group
+     * does (holders.h): call @used for each frame that the guest has, or may
+     * have; is there any?  NULL: the store's frames are never evicted while
+     * they are in a map.
+     */
+    void (*each_used)(DedupStore *store,
+                      void (*used)(void *opaque, uint32_t slot), void *opaque);
+    bool (*any_used)(DedupStore *store);
 
     /*
      * Drop frames, which no index entry names any more.  Returns how many of

@@ -3,41 +3,23 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * There is no Xen here: the DMA reads that are offered to the filter are
- * declined and go the ordinary way.  All bytes are compared with a model of
- * the disk, and the filter's counters with what was read.
+ * Nothing is shared here, as there is no directory for a group: the DMA reads
+ * that are offered to the filter are declined and go the ordinary way.  All
+ * bytes are compared with a model of the disk, and the filter's counters with
+ * what was read.
  */
 
 #include "qemu/osdep.h"
 
 #include "libqtest.h"
-#include "libqos/libqos-pc.h"
-#include "libqos/ahci.h"
-#include "libqos/pci-pc.h"
 
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
-#include "qemu/bswap.h"
-#include "hw/pci/pci_regs.h"
+#include "dedup-share-disk.c.inc"
 
-#define SECTOR 512
-#define PAGE 4096
 #define DISK_MB 4
 #define DISK_SIZE (DISK_MB * 1024 * 1024)
 #define BUF_SIZE (128 * 1024)
-
-/* PIIX3 IDE, primary master */
-#define IDE_DEVFN QPCI_DEVFN(1, 1)
-#define IDE_BASE 0x1f0
-#define IDE_CONTROL 0x3f6
-#define IDE_CONTROL_SRST 0x04
-enum { REG_NSECTORS = 2, REG_LBA = 3, REG_DEVICE = 6, REG_STATUS = 7,
-       REG_COMMAND = 7 };
-enum { STS_ERR = 0x01, STS_DRQ = 0x08, STS_DF = 0x20, STS_BSY = 0x80 };
-enum { BM_CMD = 0, BM_STATUS = 2, BM_PRDT = 4 };
-enum { BM_START = 0x01, BM_TO_MEMORY = 0x08 };
-enum { BM_ACTIVE = 0x01, BM_ERROR = 0x02, BM_INTR = 0x04 };
-#define PRDT_EOT 0x80000000u
 
 static char *bios, *raw_image, *overlay_image;
 
@@ -54,11 +36,7 @@ typedef struct Disk {
     uint8_t *model;             /* what the disk must hold */
     uint64_t buf;               /* BUF_SIZE and a page, in the guest */
     uint64_t passed;            /* what bytes-passed must be */
-    AHCIQState *ahci;
-    uint8_t port;
-    QPCIDevice *ide;
-    QPCIBar bmdma, regs;
-    uint64_t prdt;
+    DiskPort port;
 } Disk;
 
 /* Images */
@@ -155,35 +133,12 @@ static void check_stats(Disk *d)
 
 /* Machines */
 
-static void ahci_start(Disk *d)
-{
-    ahci_pci_enable(d->ahci);
-    ahci_hba_enable(d->ahci);
-    d->port = ahci_port_select(d->ahci);
-    ahci_port_clear(d->ahci, d->port);
-}
-
-static void ide_start(Disk *d)
-{
-    d->bmdma = qpci_iomap(d->ide, 4, NULL);
-    d->regs = qpci_legacy_iomap(d->ide, IDE_BASE);
-    qpci_device_enable(d->ide);
-}
-
-static void disk_start(Disk *d)
-{
-    if (d->ahci) {
-        ahci_start(d);
-    } else {
-        ide_start(d);
-    }
-}
-
 /* @below: node options between the filter and the image "img", or none */
 static Disk *disk_boot(const Config *config, const char *objects,
                        const char *below)
 {
     Disk *d = g_new0(Disk, 1);
+    DiskKind kind = config->ahci ? DISK_AHCI : DISK_IDE;
     g_autofree char *image = NULL;
     QDict *s;
 
@@ -192,20 +147,12 @@ static Disk *disk_boot(const Config *config, const char *objects,
     image = image_args(config, "img");
     d->qs = qtest_pc_boot("-M %s -nodefaults -bios %s %s %s "
                           "-blockdev driver=dedup-share,node-name=d0,"
-                          "store=%s,%s -device ide-hd,drive=d0,bus=ide.0",
+                          "index-dir=/,store=%s,%s %s",
                           config->ahci ? "q35" : "pc", bios, objects, image,
-                          config->store, below ?: "file=img");
+                          config->store, below ?: "file=img",
+                          port_device(kind));
     d->qts = d->qs->qts;
-    if (config->ahci) {
-        d->ahci = g_new0(AHCIQState, 1);
-        d->ahci->parent = d->qs;
-        d->ahci->dev = get_ahci_device(d->qts, &d->ahci->fingerprint);
-    } else {
-        d->ide = qpci_device_find(d->qs->pcibus, IDE_DEVFN);
-        g_assert(d->ide);
-        d->prdt = guest_alloc(&d->qs->alloc, PAGE);
-    }
-    disk_start(d);
+    port_open(&d->port, d->qs, kind);
     d->buf = guest_alloc(&d->qs->alloc, BUF_SIZE + PAGE);
     g_assert_cmphex(d->buf % PAGE, ==, 0);
 
@@ -220,103 +167,13 @@ static Disk *disk_boot(const Config *config, const char *objects,
 
 static void disk_quit(Disk *d)
 {
-    if (d->ahci) {
-        ahci_clean_mem(d->ahci);
-        free_ahci_device(d->ahci->dev);
-        g_free(d->ahci);
-    }
-    g_free(d->ide);
+    port_close(&d->port);
     qtest_shutdown(d->qs);
     g_free(d->model);
     g_free(d);
 }
 
 /* Requests */
-
-static AHCICommand *ahci_request(Disk *d, bool write, uint64_t addr,
-                                 uint64_t sector, uint32_t bytes,
-                                 unsigned part)
-{
-    AHCICommand *cmd = ahci_command_create(write ? CMD_WRITE_DMA_EXT
-                                                 : CMD_READ_DMA_EXT);
-
-    ahci_command_adjust(cmd, sector, addr, bytes, part);
-    ahci_command_commit(d->ahci, cmd, d->port);
-    ahci_command_issue_async(d->ahci, cmd);
-    return cmd;
-}
-
-static void ide_write_prdt(Disk *d, uint64_t addr, uint32_t bytes,
-                           unsigned part)
-{
-    uint64_t entry = d->prdt;
-
-    for (; bytes; entry += 8) {
-        uint32_t n = MIN(bytes, part);
-
-        g_assert_cmpint(entry + 8, <=, d->prdt + PAGE);
-        qtest_writel(d->qts, entry, addr);
-        bytes -= n;
-        qtest_writel(d->qts, entry + 4, (n & 0xffff) |
-                     (bytes ? 0 : PRDT_EOT));
-        addr += n;
-    }
-}
-
-static void ide_request(Disk *d, bool write, uint64_t addr, uint64_t sector,
-                        uint32_t bytes, unsigned part)
-{
-    int i;
-
-    qpci_io_writeb(d->ide, d->bmdma, BM_CMD, 0);
-    qpci_io_writeb(d->ide, d->bmdma, BM_STATUS, BM_INTR | BM_ERROR);
-    ide_write_prdt(d, addr, bytes, part);
-    qpci_io_writel(d->ide, d->bmdma, BM_PRDT, d->prdt);
-    qpci_io_writeb(d->ide, d->regs, REG_DEVICE, 0x40);
-    qpci_io_writeb(d->ide, d->regs, REG_NSECTORS, bytes / SECTOR);
-    for (i = 0; i < 3; i++) {
-        qpci_io_writeb(d->ide, d->regs, REG_LBA + i, sector >> (8 * i));
-    }
-    qpci_io_writeb(d->ide, d->regs, REG_COMMAND, write ? CMD_WRITE_DMA
-                                                       : CMD_READ_DMA);
-    qpci_io_writeb(d->ide, d->bmdma, BM_CMD,
-                   BM_START | (write ? 0 : BM_TO_MEMORY));
-}
-
-static bool ide_busy(Disk *d)
-{
-    uint8_t status = qpci_io_readb(d->ide, d->bmdma, BM_STATUS);
-
-    return (status & (BM_ACTIVE | BM_INTR)) == BM_ACTIVE;
-}
-
-static void ide_wait(Disk *d)
-{
-    while (ide_busy(d)) {
-        g_usleep(50);
-    }
-    g_assert_cmphex(qpci_io_readb(d->ide, d->bmdma, BM_STATUS) &
-                    (BM_ACTIVE | BM_ERROR | BM_INTR), ==, BM_INTR);
-    g_assert_cmphex(qpci_io_readb(d->ide, d->regs, REG_STATUS) &
-                    (STS_BSY | STS_DRQ | STS_DF | STS_ERR), ==, 0);
-    qpci_io_writeb(d->ide, d->bmdma, BM_CMD, 0);
-}
-
-/* One request, its guest memory in pieces of @part bytes, to its end. */
-static void disk_io(Disk *d, bool write, uint64_t addr, uint64_t sector,
-                    uint32_t bytes, unsigned part)
-{
-    if (d->ahci) {
-        AHCICommand *cmd = ahci_request(d, write, addr, sector, bytes, part);
-
-        ahci_command_wait(d->ahci, cmd);
-        ahci_command_verify(d->ahci, cmd);
-        ahci_command_free(cmd);
-    } else {
-        ide_request(d, write, addr, sector, bytes, part);
-        ide_wait(d);
-    }
-}
 
 /* Read to @shift bytes into a page, and see that nothing else changed. */
 static void check_read(Disk *d, unsigned shift, uint64_t sector,
@@ -326,7 +183,7 @@ static void check_read(Disk *d, unsigned shift, uint64_t sector,
     uint64_t i;
 
     qtest_memset(d->qts, d->buf, 0xa5, BUF_SIZE + PAGE);
-    disk_io(d, false, d->buf + shift, sector, bytes, part);
+    port_io(&d->port, false, d->buf + shift, sector, bytes, part);
     d->passed += bytes;
 
     qtest_memread(d->qts, d->buf, got, BUF_SIZE + PAGE);
@@ -348,7 +205,7 @@ static void write_pattern(Disk *d, unsigned shift, uint64_t sector,
         data[i] = pattern + i / SECTOR + i % 251;
     }
     qtest_memwrite(d->qts, d->buf + shift, data, bytes);
-    disk_io(d, true, d->buf + shift, sector, bytes, part);
+    port_io(&d->port, true, d->buf + shift, sector, bytes, part);
 }
 
 static void check_whole_disk(Disk *d)
@@ -416,13 +273,13 @@ static void test_queue(const void *opaque)
         cmds[i] = ahci_command_create(READ_FPDMA_QUEUED);
         ahci_command_adjust(cmds[i], (15 - i) * 24, d->buf + i * 2 * PAGE,
                             2 * PAGE, PAGE);
-        ahci_command_commit(d->ahci, cmds[i], d->port);
+        ahci_command_commit(d->port.ahci, cmds[i], d->port.port);
     }
     for (i = 0; i < ARRAY_SIZE(cmds); i++) {
-        ahci_command_issue_async(d->ahci, cmds[i]);
+        ahci_command_issue_async(d->port.ahci, cmds[i]);
     }
     for (i = 0; i < ARRAY_SIZE(cmds); i++) {
-        ahci_command_wait(d->ahci, cmds[i]);
+        ahci_command_wait(d->port.ahci, cmds[i]);
         ahci_command_free(cmds[i]);
         d->passed += 2 * PAGE;
     }
@@ -448,7 +305,7 @@ static void test_reopen(const void *opaque)
         qtest_qmp_assert_success(d->qts,
             "{ 'execute': 'blockdev-reopen', 'arguments': { 'options': [ {"
             "  'driver': 'dedup-share', 'node-name': 'd0', 'file': 'img',"
-            "  'store': %s } ] } }", store);
+            "  'index-dir': '/', 'store': %s } ] } }", store);
         s = dedup_stats(d->qts, "d0");
         g_assert(qdict_haskey(s, "reason") == !(i % 2));
         qobject_unref(s);
@@ -488,20 +345,20 @@ static void read_and_wait(Disk *d)
 
         qtest_memset(d->qts, d->buf, 0xa5, PAGE);
         d->passed += PAGE;
-        if (d->ahci) {
-            cmd = ahci_request(d, false, d->buf, 16, PAGE, PAGE);
+        if (d->port.ahci) {
+            cmd = ahci_request(&d->port, false, d->buf, 16, PAGE, PAGE);
         } else {
-            ide_request(d, false, d->buf, 16, PAGE, PAGE);
+            ide_request(&d->port, false, d->buf, 16, PAGE, PAGE);
         }
         g_usleep(20000);
         waits = buf_untouched(d);
         if (cmd) {
             if (!waits) {
-                ahci_command_wait(d->ahci, cmd);
+                ahci_command_wait(d->port.ahci, cmd);
             }
             ahci_command_free(cmd);
         } else if (!waits) {
-            ide_wait(d);
+            ide_wait(&d->port);
         }
         if (waits) {
             return;
@@ -520,30 +377,30 @@ static void unthrottle(Disk *d)
 
 static void controller_reset(Disk *d)
 {
-    if (d->ahci) {
-        ahci_set(d->ahci, AHCI_GHC, AHCI_GHC_HR);
-        ahci_clean_mem(d->ahci);
-        ahci_hba_enable(d->ahci);
-        ahci_port_clear(d->ahci, d->port);
+    if (d->port.ahci) {
+        ahci_set(d->port.ahci, AHCI_GHC, AHCI_GHC_HR);
+        ahci_clean_mem(d->port.ahci);
+        ahci_hba_enable(d->port.ahci);
+        ahci_port_clear(d->port.ahci, d->port.port);
     } else {
-        QPCIBar control = qpci_legacy_iomap(d->ide, IDE_CONTROL);
+        QPCIBar control = qpci_legacy_iomap(d->port.ide, IDE_CONTROL);
 
-        qpci_io_writeb(d->ide, control, 0, IDE_CONTROL_SRST);
-        qpci_io_writeb(d->ide, control, 0, 0);
-        while (ide_busy(d)) {
+        qpci_io_writeb(d->port.ide, control, 0, IDE_CONTROL_SRST);
+        qpci_io_writeb(d->port.ide, control, 0, 0);
+        while (ide_busy(&d->port)) {
             g_usleep(50);
         }
-        qpci_io_writeb(d->ide, d->bmdma, BM_CMD, 0);
+        qpci_io_writeb(d->port.ide, d->port.bmdma, BM_CMD, 0);
     }
 }
 
 static void machine_reset(Disk *d)
 {
     qtest_system_reset(d->qts);
-    if (d->ahci) {
-        ahci_clean_mem(d->ahci);
+    if (d->port.ahci) {
+        ahci_clean_mem(d->port.ahci);
     }
-    disk_start(d);
+    port_start(&d->port);
 }
 
 static void test_reset(const void *opaque)
@@ -616,7 +473,7 @@ static void test_hotplug(const void *opaque)
 
 static void add_tests(const Config *config)
 {
-    const char *disk = config->ahci ? "ahci" : "ide";
+    const char *disk = port_name(config->ahci ? DISK_AHCI : DISK_IDE);
     const char *image = config->overlay ? "overlay" : "raw";
     struct {
         const char *name;

@@ -48,8 +48,8 @@ static uint64_t mem_host_frames(void)
     return 1 << 20;
 }
 
-static DedupStore *mem_open(const char *name, uint32_t nframes, bool create,
-                            DedupStoreId *id, Error **errp)
+static DedupStore *mem_open(const char *name, int dirfd, uint32_t nframes,
+                            bool create, DedupStoreId *id, Error **errp)
 {
     store = g_new0(DedupStore, 1);
     store->frames = g_malloc0(NFRAMES * DEDUP_BLOCK_SIZE);

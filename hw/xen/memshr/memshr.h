@@ -19,7 +19,7 @@
 #include "mapcache.h"
 #include "qemu/thread.h"
 
-/* --- call.c: many memory operations in one system call --------------- */
+/* --- call.c: many memory operations in one system call ------------------- */
 
 #define MEMSHR_MAX_CALLS (DEDUP_BATCH + 1)
 
@@ -64,7 +64,7 @@ void xen_memshr_calls_make(XenMemshrCalls *c);
 /* The handle that a nomination returned. */
 uint64_t xen_memshr_handle(XenMemshrCalls *c, unsigned i);
 
-/* --- store-domain.c: the domain that owns the frames ------------------- */
+/* --- store-domain.c: the domain that owns the frames --------------------- */
 
 #define MEMSHR_GFN_BASE 0x10000ULL  /* the gfn of slot 0 */
 
@@ -103,7 +103,7 @@ void xen_store_domain_destroy(xc_interface *xc, uint32_t domid);
 /* Destroy all domains with the handle @uuid. */
 void xen_store_domain_reap(xc_interface *xc, const uint8_t uuid[16]);
 
-/* --- grant.c: what the guest has granted -------------------------------- */
+/* --- grant.c: what the guest has granted --------------------------------- */
 
 /* Begins as zeroes.  Protected by the store's lock. */
 typedef struct XenMemshrGrants {
@@ -151,11 +151,14 @@ void xen_memshr_grants_close(DedupStore *s);
 
 /* DedupStoreOps.probe and .give */
 bool xen_memshr_probe(Error **errp);
+
+/* Is this the device model of a Xen guest? */
+bool xen_memshr_applies(void);
 void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n);
 bool xen_memshr_held(DedupStore *s, const DedupDest *dest);
 void xen_memshr_let_go(DedupStore *s, const DedupDest *dest);
 
-/* --- domain.c: which gfns of this QEMU's guest were ever given --------- */
+/* --- domain.c: which gfns of this QEMU's guest were ever given ----------- */
 
 /*
  * What is known of a gfn.  Held in memory that all processes serving the

@@ -121,13 +121,18 @@ static bool probe_domain(xc_interface *xc, Error **errp)
     return false;
 }
 
+bool xen_memshr_applies(void)
+{
+    /* -blockdev comes before the accelerator: xen_enabled() is yet to be */
+    return xen_domid && xen_mode != XEN_EMULATE;
+}
+
 bool xen_memshr_probe(Error **errp)
 {
     xc_interface *xc;
     bool ok;
 
-    /* -blockdev comes before the accelerator: xen_enabled() is yet to be */
-    if (!xen_domid || xen_mode == XEN_EMULATE) {
+    if (!xen_memshr_applies()) {
         error_setg(errp, "store: this QEMU is not the device model of a Xen "
                    "guest; use store=off");
         return false;

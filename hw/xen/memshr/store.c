@@ -19,7 +19,7 @@
 #include "memshr.h"
 #include "trace.h"
 
-/* --- opening, closing --------------------------------------------------- */
+/* --- opening, closing ---------------------------------------------------- */
 
 static uint64_t xen_store_host_frames(void)
 {
@@ -70,8 +70,9 @@ static bool dirty_tracking_starts(MemoryListener *listener, Error **errp)
     return true;
 }
 
-static DedupStore *xen_store_open(const char *group, uint32_t nframes,
-                                  bool create, DedupStoreId *id, Error **errp)
+static DedupStore *xen_store_open(const char *group, int dirfd,
+                                  uint32_t nframes, bool create,
+                                  DedupStoreId *id, Error **errp)
 {
     DedupStore *s = g_new0(DedupStore, 1);
 
@@ -197,7 +198,7 @@ static void xen_store_grants_changed(DedupStore *s)
     xen_memshr_grants_close(s);
 }
 
-/* --- filling -------------------------------------------------------------- */
+/* --- filling ------------------------------------------------------------- */
 
 static void slots_to_gfns(const uint32_t *slots, unsigned n, xen_pfn_t *gfns)
 {
@@ -328,6 +329,7 @@ static void xen_store_counters(DedupStore *s, DedupStoreCounters *c)
 
 static const DedupStoreOps xen_store_ops = {
     .kind = DEDUP_SHARE_STORE_XEN,
+    .applies = xen_memshr_applies,
     .probe = xen_memshr_probe,
     .host_frames = xen_store_host_frames,
     .open = xen_store_open,

@@ -1,0 +1,18 @@
+/*
+ * dedup-share: Linux store
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef DEDUP_SHARE_LINUX_H
+#define DEDUP_SHARE_LINUX_H
+
+#include "block/dedup-share.h"
+
+/*
+ * Frames are pages of a file on a tmpfs; to be registered by programs that have
+ * guests.  Linux 5.14 is needed.
+ */
+extern const DedupStoreOps dedup_linux_store_ops;
+
+#endif /* DEDUP_SHARE_LINUX_H */

@@ -1,0 +1,76 @@
+/*
+ * dedup-share: what both kinds of reads that share do, see offer.c and direct.c
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "node.h"
+
+static void *read_alloc(void *opaque, size_t size)
+{
+    BlockDriverState *bs = opaque;
+
+    return qemu_try_blockalign(bs, size);
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+read_blocks(void *opaque, uint64_t first, unsigned n, void *buf)
+{
+    BlockDriverState *bs = opaque;
+    int64_t bytes = (int64_t)n * DEDUP_BLOCK_SIZE;
+    int ret = bdrv_co_pread(bs->file, first * DEDUP_BLOCK_SIZE, bytes, buf, 0);
+
+    return ret < 0 ? ret : 0;
+}
+
+/* Find the owners of @n blocks, which ascend. */
+static void coroutine_fn GRAPH_RDLOCK
+find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
+{
+    unsigned i, run;
+
+    for (i = 0; i < n; i += run) {
+        run = 1;
+        while (i + run < n &&
+               blocks[i + run].number == blocks[i].number + run) {
+            run++;
+        }
+        dedup_find_owners(bs, blocks + i, run);
+    }
+}
+
+static void count_results(DedupCounters *c, const DedupBlock *blocks,
+                          unsigned n)
+{
+    unsigned i, run;
+
+    stat64_add(&c->blocks_read, n);
+    for (i = 0; i < n; i += run) {
+        run = 1;
+        while (i + run < n && blocks[i + run].result == blocks[i].result) {
+            run++;
+        }
+        stat64_add(&c->results[blocks[i].result], run);
+    }
+}
+
+void coroutine_fn dedup_read_blocks(BlockDriverState *bs, DedupBlock *blocks,
+                                    unsigned n, DedupGiveFn *give)
+{
+    BDRVDedupShareState *s = bs->opaque;
+    int64_t first = blocks[0].number * DEDUP_BLOCK_SIZE;
+    int64_t end = (blocks[n - 1].number + 1) * DEDUP_BLOCK_SIZE;
+    DedupRange fill;
+    DedupRead r = {
+        .group = s->group, .tracker = &s->tracker, .fill = &fill,
+        .counters = &s->counters, .read = read_blocks, .alloc = read_alloc,
+        .give = give, .opaque = bs,
+    };
+
+    dedup_fill_begin(&s->tracker, &fill, first, end - first);
+    find_owners(bs, blocks, n);
+    dedup_engine_read(&r, blocks, n);
+    dedup_fill_end(&s->tracker, &fill);
+    count_results(&s->counters, blocks, n);
+}
