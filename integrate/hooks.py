@@ -180,6 +180,13 @@ TESTS = [
      "                   'dedup-share-ram-test'] : []\n"),
 ]
 
+BENCH = [
+    ('tests/bench/meson.build', 'end', None,
+     "if have_block and config_host_data.get('CONFIG_DEDUP_SHARE')\n"
+     "  executable('dedup-share-bench', 'dedup-share-bench.c',\n"
+     "             dependencies: [qemuutil, block])\nendif\n"),
+]
+
 DOCS = [
     ('docs/system/index.rst', 'after', r"^   pr-manager\n",
      "   dedup-share\n"),
@@ -188,4 +195,4 @@ DOCS = [
 ]
 
 HOOKS = (BUILD + QAPI + DATAPATH + PV_DISKS + UNPLUG + GUEST_RAM + TESTS +
-         DOCS)
+         BENCH + DOCS)

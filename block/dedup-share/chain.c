@@ -98,6 +98,10 @@ static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p,
     Error *err = NULL;
 
     *l = (DedupLayer) { 0 };
+    /* all of a raw image is data, if nobody asks for zeroes */
+    l->whole = !bdrv_backing_chain_next(p) &&
+               (!strcmp(p->drv->format_name, "raw") ||
+                !strcmp(p->drv->format_name, "file"));
     if (layer_key(p, s->nlayers == 0 && !bdrv_is_read_only(bs), key, &why)) {
         l->map = dedup_map_open(dirfd, key, blocks, &err);
         if (!l->map) {
@@ -127,6 +131,17 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
     trace_dedup_share_layers(bs, bdrv_get_node_name(bs), s->nlayers);
 }
 
+/* Are the blocks in the first layer, without a look? */
+static bool GRAPH_RDLOCK
+first_owns(BlockDriverState *bs, const DedupBlock *blocks, unsigned n)
+{
+    BDRVDedupShareState *s = bs->opaque;
+    int64_t end = (blocks[0].number + n) * DEDUP_BLOCK_SIZE;
+
+    return s->nlayers && s->layers[0].map && s->layers[0].whole &&
+           end / BDRV_SECTOR_SIZE <= bs->total_sectors;
+}
+
 void coroutine_fn GRAPH_RDLOCK
 dedup_find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
 {
@@ -136,6 +151,11 @@ dedup_find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
     int64_t pnum;
     unsigned i = 0;
 
+    if (first_owns(bs, blocks, n)) {
+        for (i = 0; i < n; i++) {
+            blocks[i].map = s->layers[0].map;
+        }
+    }
     while (i < n) {
         int depth = 0;
         int ret = bdrv_co_common_block_status_above(bs->file->bs, NULL, false,

@@ -257,6 +257,42 @@ static void coroutine_fn give(DedupRead *r, DedupBlock *blocks, unsigned n)
     trace_dedup_engine_give(ngive, given);
 }
 
+bool coroutine_fn dedup_engine_hit(DedupRead *r, DedupBlock *blocks,
+                                   unsigned n)
+{
+    DedupGroup *g = r->group;
+    DEDUP_HOT_ARRAY uint32_t slots[DEDUP_BATCH];
+    unsigned i, hits = 0;
+
+    for (i = 0; i < n; i++) {
+        DedupBlock *b = &blocks[i];
+
+        if (b->result == DEDUP_GIVEN) {
+            if (!dedup_map_back(b->map, b->number)) {
+                return false;
+            }
+            b->id = dedup_map_lookup(b->map, b->number);
+            slots[hits++] = b->id.slot;
+        }
+    }
+    if (!hits) {
+        return true;
+    }
+    hold_begin(g, &r->hold, slots, hits);
+    for (i = 0; i < n; i++) {
+        if (blocks[i].result == DEDUP_GIVEN &&
+            !dedup_index_get(&g->index, blocks[i].id, &blocks[i].word)) {
+            hold_end(g, &r->hold);
+            return false;
+        }
+    }
+    stat64_add(&r->counters->hits, hits);
+    give(r, blocks, n);
+    hold_end(g, &r->hold);
+    trace_dedup_engine_read(n, 0);
+    return true;
+}
+
 /*
  * Look all blocks up that are to be given.  Those that the store does not have
  * are put into @missed; returns how many these are.

@@ -82,6 +82,13 @@ void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
                                     unsigned n);
 
 /*
+ * The same if the store has all of those blocks, which all have a map; else
+ * false, and nothing done.  Needs no @r->fill.
+ */
+bool coroutine_fn dedup_engine_hit(DedupRead *r, DedupBlock *blocks,
+                                   unsigned n);
+
+/*
  * Copy the @n blocks, at most DEDUP_BATCH, from the store to @buf if it holds
  * all of them.  Else false, and what is in @buf is undefined.
  */

@@ -25,6 +25,7 @@ typedef struct DedupShareOptions {
 
 typedef struct DedupLayer {
     DedupMap *map;              /* NULL: takes no part */
+    bool whole;                 /* it owns all blocks that are in it whole */
 } DedupLayer;
 
 /* What a reopen will change; then, until it ends, what it has changed. */

@@ -68,9 +68,13 @@ void coroutine_fn dedup_read_blocks(BlockDriverState *bs, DedupBlock *blocks,
         .give = give, .opaque = bs,
     };
 
-    dedup_fill_begin(&s->tracker, &fill, first, end - first);
     find_owners(bs, blocks, n);
-    dedup_engine_read(&r, blocks, n);
-    dedup_fill_end(&s->tracker, &fill);
+    if (!dedup_engine_hit(&r, blocks, n)) {
+        /* a write from now on is seen; one that was meanwhile, by the owners */
+        dedup_fill_begin(&s->tracker, &fill, first, end - first);
+        find_owners(bs, blocks, n);
+        dedup_engine_read(&r, blocks, n);
+        dedup_fill_end(&s->tracker, &fill);
+    }
     count_results(&s->counters, blocks, n);
 }

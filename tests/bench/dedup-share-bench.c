@@ -1,0 +1,526 @@
+/*
+ * dedup-share: what reads cost, with the filter and without
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Runs what scripts/bench asks for and prints figures, one a line; that script
+ * says what they mean.  "Guest memory" is a piece of this process's.
+ *
+ *   io MODE ROUNDS OPS DEPTH SIZE IMAGE-SIZE NAME=HOW:FILENAME...
+ *       time of a request and of the processor for it, in ns.  The targets take
+ *       turns in each round.  MODE: hit (random, all was read before), miss
+ *       (each block once, the group is new in each round), write.  HOW: give,
+ *       or copy: frames are not mapped.
+ *   share N IMAGE-SIZE HOW:FILENAME
+ *       N processes read all of an image, one after the other
+ *   crowd N OPS SIZE IMAGE-SIZE HOW:FILENAME
+ *       N processes read at random, all at once
+ *   ksm N IMAGE
+ *       N processes have the image in mergeable memory, until stdin ends
+ *   index FRAMES OPS
+ *       look-ups in an index of that many frames, and its size
+ */
+
+#include "qemu/osdep.h"
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include "qapi/error.h"
+#include "qobject/qdict.h"
+#include "qemu/main-loop.h"
+#include "qemu/units.h"
+#include "block/block-global-state.h"
+#include "block/dedup-share/engine.h"
+#include "block/dedup-share/given.h"
+#include "block/dedup-share/linux.h"
+#include "system/block-backend.h"
+
+#define PAGE DEDUP_BLOCK_SIZE
+#define MAX_DEPTH 32
+/* Places to read to.  With so many single pages the mappings do not run out. */
+#define MAX_SLOTS 4096
+
+static uint8_t *guest;
+static size_t guest_size;
+static bool may_give;
+
+static bool ram_find(void *host, DedupRam *ram)
+{
+    *ram = (DedupRam) { .host = guest, .size = guest_size };
+    return (uint8_t *)host >= guest && (uint8_t *)host < guest + guest_size;
+}
+
+static bool ram_may_give(void)
+{
+    return may_give;
+}
+
+static void ram_advise(void *host, size_t size, bool anonymous)
+{
+    madvise(host, size, MADV_DONTFORK);         /* as QEMU does */
+}
+
+static const DedupRamOps ram_ops = {
+    .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
+};
+
+static void init(size_t size)
+{
+    qemu_init_main_loop(&error_fatal);
+    bdrv_init();
+    dedup_store_register(&dedup_linux_store_ops);
+    dedup_given_set_ram(&ram_ops);
+    guest_size = size;
+    guest = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    g_assert(guest != MAP_FAILED);
+    madvise(guest, size, MADV_DONTFORK);
+    memset(guest, 1, size);
+}
+
+static uint64_t wall(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ULL + t.tv_nsec;
+}
+
+/* Of all threads: those that read files count, too. */
+static uint64_t cpu(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return t.tv_sec * 1000000000ULL + t.tv_nsec;
+}
+
+/* --- requests -------------------------------------------------------------- */
+
+typedef struct Target {
+    const char *name, *file;
+    bool give;
+    BlockBackend *blk;
+} Target;
+
+typedef struct Run {
+    Target *target;
+    bool write;
+    unsigned size, ops;
+    unsigned next, done;
+    uint32_t *order;            /* of the image, in units of size */
+    unsigned norder;
+    uint64_t sum;               /* of what was read: it is looked at */
+} Run;
+
+typedef struct Request {
+    Run *run;
+    QEMUIOVector qiov;
+    uint8_t *buf;
+} Request;
+
+static void target_parse(Target *t, char *arg)
+{
+    char *how = strchr(arg, '='), *file;
+
+    t->name = how ? arg : "";
+    if (how) {
+        *how++ = 0;
+    } else {
+        how = arg;
+    }
+    file = strchr(how, ':');
+    g_assert(file);
+    *file++ = 0;
+    t->give = !strcmp(how, "give");
+    t->file = file;
+}
+
+static void target_open(Target *t, bool write)
+{
+    t->blk = blk_new_open(t->file, NULL, NULL, write ? BDRV_O_RDWR : 0,
+                          &error_fatal);
+    blk_set_allow_write_beyond_eof(t->blk, false);
+}
+
+/* Close it, and have the group forgotten. */
+static void target_close(Target *t)
+{
+    blk_drain(t->blk);
+    dedup_given_drop(guest, guest_size);
+    blk_unref(t->blk);
+}
+
+static void request_issue(Request *q);
+
+static void request_done(void *opaque, int ret)
+{
+    Request *q = opaque;
+    unsigned i;
+
+    g_assert_cmpint(ret, ==, 0);
+    if (!q->run->write) {       /* the guest looks at each page */
+        for (i = 0; i < q->run->size; i += PAGE) {
+            q->run->sum += *(uint64_t *)(q->buf + i);
+        }
+    }
+    q->run->done++;
+    request_issue(q);
+}
+
+static void request_issue(Request *q)
+{
+    Run *r = q->run;
+    int64_t offset;
+    unsigned slots = MIN(guest_size / r->size, MAX_SLOTS);
+
+    if (r->next == r->ops) {
+        return;
+    }
+    q->buf = guest + (size_t)(r->next % slots) * r->size;
+    offset = (int64_t)r->order[r->next % r->norder] * r->size;
+    r->next++;
+    qemu_iovec_init_buf(&q->qiov, q->buf, r->size);
+    if (r->write) {
+        blk_aio_pwritev(r->target->blk, offset, &q->qiov, 0, request_done, q);
+    } else {
+        blk_aio_preadv(r->target->blk, offset, &q->qiov, 0, request_done, q);
+    }
+}
+
+/* Returns the time of a request, and the processor's into *cpu_ns. */
+static double run(Run *r, unsigned depth, double *cpu_ns)
+{
+    Request requests[MAX_DEPTH];
+    uint64_t start = wall(), cpu_start = cpu();
+    unsigned i;
+
+    r->next = r->done = 0;
+    may_give = r->target->give;
+    for (i = 0; i < depth; i++) {
+        requests[i].run = r;
+        request_issue(&requests[i]);
+    }
+    while (r->done < r->ops) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    *cpu_ns = (double)(cpu() - cpu_start) / r->ops;
+    return (double)(wall() - start) / r->ops;
+}
+
+static void shuffle(Run *r, uint64_t image)
+{
+    unsigned i;
+
+    r->norder = image / r->size;
+    r->order = g_new(uint32_t, r->norder);
+    for (i = 0; i < r->norder; i++) {
+        unsigned j = g_random_int_range(0, i + 1);
+
+        r->order[i] = r->order[j];
+        r->order[j] = i;
+    }
+}
+
+static void read_all(Target *t, uint64_t image)
+{
+    Run r = { .target = t, .size = 128 * KiB };
+    double ns;
+
+    shuffle(&r, image);
+    r.ops = r.norder;
+    run(&r, 4, &ns);
+    g_free(r.order);
+}
+
+static void bench_io(int argc, char **argv)
+{
+    const char *mode = argv[0];
+    bool miss = !strcmp(mode, "miss");
+    unsigned rounds = atoi(argv[1]), depth = atoi(argv[3]), i, j;
+    uint64_t image = strtoull(argv[5], NULL, 0);
+    unsigned n = argc - 6;
+    g_autofree Target *t = g_new0(Target, n);
+    Run r = { .ops = atoi(argv[2]), .size = atoi(argv[4]),
+              .write = !strcmp(mode, "write") };
+
+    init(64 * MiB);
+    shuffle(&r, image);
+    for (i = 0; i < n; i++) {
+        target_parse(&t[i], argv[6 + i]);
+        if (!miss) {
+            target_open(&t[i], r.write);
+            if (!r.write) {
+                may_give = false;
+                read_all(&t[i], image);
+            }
+        }
+    }
+    for (i = 0; i < rounds * n; i++) {
+        double ns, cpu_ns;
+
+        j = (i / n + i) % n;                    /* another is the first */
+        r.target = &t[j];
+        if (miss) {
+            target_open(&t[j], false);
+        }
+        ns = run(&r, depth, &cpu_ns);
+        if (miss) {
+            target_close(&t[j]);
+        }
+        printf("%s %.1f %.1f\n", t[j].name, ns, cpu_ns);
+    }
+    for (i = 0; i < n && !miss; i++) {
+        target_close(&t[i]);
+    }
+    g_free(r.order);
+}
+
+/* --- several processes ----------------------------------------------------- */
+
+/* Bytes of the guest's that are pages of the store. */
+static uint64_t count_shared(void)
+{
+    g_autofree uint64_t *entries = g_new(uint64_t, guest_size / PAGE);
+    int fd = open("/proc/self/pagemap", O_RDONLY);
+    uint64_t shared = 0;
+    size_t i;
+
+    g_assert_cmpint(pread(fd, entries, guest_size / PAGE * 8,
+                          (uintptr_t)guest / PAGE * 8), ==,
+                    guest_size / PAGE * 8);
+    close(fd);
+    for (i = 0; i < guest_size / PAGE; i++) {
+        shared += entries[i] >> 61 & entries[i] >> 63 & 1;
+    }
+    return shared;
+}
+
+/* In a child: wait until the parent writes to or closes @fd. */
+static void wait_for(int fd)
+{
+    char c;
+
+    while (read(fd, &c, 1) < 0 && errno == EINTR) {
+        continue;
+    }
+}
+
+/* Read all, once in order; print time, processor time, and pages shared. */
+static void share_child(Target *t, uint64_t image)
+{
+    Run r = { .target = t, .size = 128 * KiB };
+    double ns, cpu_ns;
+    unsigned i;
+
+    init(image);
+    target_open(t, false);
+    r.ops = r.norder = image / r.size;
+    r.order = g_new(uint32_t, r.norder);
+    for (i = 0; i < r.norder; i++) {
+        r.order[i] = i;
+    }
+    ns = run(&r, 4, &cpu_ns);
+    printf("%.1f %.1f %" PRIu64 "\n", ns * r.ops, cpu_ns * r.ops,
+           count_shared());
+    fflush(stdout);
+}
+
+static void crowd_child(Target *t, unsigned ops, unsigned size, uint64_t image,
+                        int ready, int go)
+{
+    Run r = { .target = t, .size = size, .ops = ops };
+    double ns, cpu_ns;
+
+    init(16 * MiB);
+    target_open(t, false);
+    shuffle(&r, image);
+    may_give = false;
+    read_all(t, image);
+    g_assert_cmpint(write(ready, "", 1), ==, 1);
+    wait_for(go);
+    ns = run(&r, 1, &cpu_ns);
+    printf("%.1f %.1f\n", ns, cpu_ns);
+    fflush(stdout);
+}
+
+static void bench_share(char **argv)
+{
+    int i, n = atoi(argv[0]);
+    int done[2], end[2];
+    Target t;
+
+    target_parse(&t, argv[2]);
+    g_assert(!pipe(end) && !pipe(done));
+    for (i = 0; i < n; i++) {
+        if (!fork()) {
+            close(end[1]);
+            share_child(&t, strtoull(argv[1], NULL, 0));
+            g_assert_cmpint(write(done[1], "", 1), ==, 1);
+            wait_for(end[0]);                   /* it stays in the group */
+            target_close(&t);
+            exit(0);
+        }
+        wait_for(done[0]);
+    }
+    close(end[1]);
+    while (wait(NULL) > 0) {
+        continue;
+    }
+}
+
+static void bench_crowd(char **argv)
+{
+    int i, n = atoi(argv[0]);
+    int ready[2], go[2], end[2];
+    Target t;
+
+    target_parse(&t, argv[4]);
+    g_assert(!pipe(ready) && !pipe(go) && !pipe(end));
+    for (i = 0; i < n; i++) {
+        if (!fork()) {
+            close(go[1]);
+            close(end[1]);
+            crowd_child(&t, atoi(argv[1]), atoi(argv[2]),
+                        strtoull(argv[3], NULL, 0), ready[1], go[0]);
+            g_assert_cmpint(write(ready[1], "", 1), ==, 1);
+            wait_for(end[0]);
+            target_close(&t);
+            exit(0);
+        }
+        wait_for(ready[0]);                     /* one fills after the other */
+    }
+    close(go[1]);
+    for (i = 0; i < n; i++) {
+        wait_for(ready[0]);
+    }
+    close(end[1]);
+    while (wait(NULL) > 0) {
+        continue;
+    }
+}
+
+static void bench_ksm(char **argv)
+{
+    int i, n = atoi(argv[0]);
+    int done[2];
+
+    g_assert(!pipe(done));
+    for (i = 0; i < n; i++) {
+        if (!fork()) {
+            struct stat st;
+            int fd = open(argv[1], O_RDONLY);
+            void *p;
+
+            g_assert(!fstat(fd, &st));
+            p = mmap(NULL, st.st_size, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            madvise(p, st.st_size, MADV_MERGEABLE);
+            g_assert_cmpint(read(fd, p, st.st_size), ==, st.st_size);
+            g_assert_cmpint(write(done[1], "", 1), ==, 1);
+            wait_for(0);
+            exit(0);
+        }
+        wait_for(done[0]);
+    }
+    printf("ready\n");
+    fflush(stdout);
+    while (wait(NULL) > 0) {
+        continue;
+    }
+}
+
+/* --- the index alone ------------------------------------------------------- */
+
+static int no_peek(DedupStore *s, const uint32_t *slots, unsigned n, void *buf)
+{
+    return 0;
+}
+
+static uint64_t file_bytes(const char *path, const char *prefix)
+{
+    g_autoptr(GDir) d = g_dir_open(path, 0, NULL);
+    const char *name;
+    uint64_t bytes = 0;
+
+    while ((name = g_dir_read_name(d))) {
+        if (g_str_has_prefix(name, prefix)) {
+            g_autofree char *file = g_build_filename(path, name, NULL);
+            struct stat st;
+
+            g_assert(!stat(file, &st));
+            bytes += st.st_blocks * 512;
+        }
+    }
+    return bytes;
+}
+
+static void bench_index(char **argv)
+{
+    uint32_t n = strtoul(argv[0], NULL, 0), ops = strtoul(argv[1], NULL, 0), i;
+    g_autofree char *root = g_strdup("/dev/shm/dedup-bench-XXXXXX");
+    DedupStoreOps ops_here = dedup_linux_store_ops;
+    DedupGroupConfig config = {
+        .name = "bench", .store = DEDUP_SHARE_STORE_LINUX, .has_size = true,
+        .size = (uint64_t)n * PAGE, .root = root,
+    };
+    g_autofree uint8_t *buf = g_malloc(PAGE);
+    g_autofree uint64_t *where = g_new(uint64_t, ops);
+    uint64_t start;
+    DedupGroup *g;
+    DedupMap *map;
+
+    init(PAGE);
+    ops_here.peek = no_peek;
+    dedup_store_register(&ops_here);
+    g_assert(g_mkdtemp(root));
+    g = dedup_group_get(&config, &error_fatal);
+    map = dedup_map_open(g->dir.fd, "layer", n, &error_fatal);
+    for (i = 0; i < n; i++) {
+        uint32_t slot;
+
+        g_assert_cmpint(dedup_index_alloc(&g->index, &slot, 1), ==, 1);
+        g_assert(dedup_map_back(map, i));
+        dedup_map_record(map, i, (DedupFrameId) { 0 },
+                         dedup_index_seal(&g->index, slot, 0));
+    }
+    for (i = 0; i < ops; i++) {
+        where[i] = g_random_int_range(0, n);
+    }
+    for (i = 0; i < n; i++) {                   /* all is touched once */
+        DedupBlock b = { .map = map, .number = i };
+
+        g_assert(dedup_engine_copy(g, &b, 1, buf));
+    }
+    start = wall();
+    for (i = 0; i < ops; i++) {
+        DedupBlock b = { .map = map, .number = where[i] };
+
+        g_assert(dedup_engine_copy(g, &b, 1, buf));
+    }
+    printf("%.2f %.3f %.3f\n", (double)(wall() - start) / ops,
+           (double)(file_bytes(g->dir.path, "index") +
+                    file_bytes(g->dir.path, "held")) / n,
+           (double)file_bytes(g->dir.path, "map-") / n);
+    dedup_map_close(map);
+    dedup_group_put(g);
+    rmdir(root);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 7 && !strcmp(argv[1], "io")) {
+        bench_io(argc - 2, argv + 2);
+    } else if (argc == 5 && !strcmp(argv[1], "share")) {
+        bench_share(argv + 2);
+    } else if (argc == 7 && !strcmp(argv[1], "crowd")) {
+        bench_crowd(argv + 2);
+    } else if (argc == 4 && !strcmp(argv[1], "ksm")) {
+        bench_ksm(argv + 2);
+    } else if (argc == 4 && !strcmp(argv[1], "index")) {
+        bench_index(argv + 2);
+    } else {
+        fprintf(stderr, "see the head of dedup-share-bench.c\n");
+        return 1;
+    }
+    return 0;
+}
