@@ -400,6 +400,7 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
     }
     dedup_tracker_init(&s->tracker);
     dedup_gather_init(&s->gather);
+    dedup_buffers_init(s);
 
     GRAPH_RDLOCK_GUARD_MAINLOOP();
     bs->sg = bdrv_is_sg(bs->file->bs);
@@ -425,6 +426,7 @@ static void dedup_share_close(BlockDriverState *bs)
     }
     dedup_tracker_destroy(&s->tracker);
     dedup_gather_destroy(&s->gather);
+    dedup_buffers_destroy(s);
     g_free(s->reason);
     options_free(&s->opts);
 }

@@ -7,7 +7,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "qemu/memalign.h"
 #include "engine.h"
 #include "reclaim.h"
 #include "trace.h"
@@ -181,7 +180,7 @@ static void coroutine_fn fill_run(DedupRead *r, DedupBlock **blocks,
                    (uint64_t)got * DEDUP_BLOCK_SIZE);
         ret = g->ops->fill(g->store, slots, got, buf, words);
     }
-    qemu_vfree(buf);
+    r->free(r->opaque, buf);
     trace_dedup_engine_fill(first, got, ret);
     if (ret < 0) {
         if (ret != -ENOTRECOVERABLE) {

@@ -67,7 +67,9 @@ typedef struct DedupRead {
     /* Read @n blocks from block @first on into @buf; 0 or -errno. */
     int coroutine_fn (*read)(void *opaque, uint64_t first, unsigned n,
                              void *buf);
-    void *(*alloc)(void *opaque, size_t size);  /* a buffer; qemu_vfree() */
+    /* A buffer of @size bytes, at most DEDUP_BATCH blocks, or NULL. */
+    void *(*alloc)(void *opaque, size_t size);
+    void (*free)(void *opaque, void *buf);      /* @buf may be NULL */
     DedupGiveFn *give;
     void *opaque;
     DedupHold hold;             /* the engine's */

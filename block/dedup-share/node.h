@@ -48,6 +48,10 @@ typedef struct BDRVDedupShareState {
     DedupTracker tracker;
     DedupGather gather;
     DedupCounters counters;
+
+    QemuMutex buffers_lock;
+    void *buffers[4];           /* of DEDUP_BATCH blocks; not in use */
+    unsigned nbuffers;
 } BDRVDedupShareState;
 
 /* Is @bs a dedup-share node? */
@@ -74,6 +78,10 @@ dedup_copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
 void coroutine_fn GRAPH_RDLOCK
 dedup_read_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,
                   DedupGiveFn *give);
+
+/* Buffers that reads use.  No request is in flight. */
+void dedup_buffers_init(BDRVDedupShareState *s);
+void dedup_buffers_destroy(BDRVDedupShareState *s);
 
 /* The node's read if its store takes addresses. */
 int coroutine_fn GRAPH_RDLOCK

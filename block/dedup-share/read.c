@@ -5,13 +5,50 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/lockable.h"
+#include "qemu/memalign.h"
 #include "node.h"
 
+/*
+ * Buffers are kept: the kernel would clear the pages of a new one for each
+ * request, which takes longer than to fill the frames from it.
+ */
 static void *read_alloc(void *opaque, size_t size)
 {
-    BlockDriverState *bs = opaque;
+    BDRVDedupShareState *s = ((BlockDriverState *)opaque)->opaque;
 
-    return qemu_try_blockalign(bs, size);
+    WITH_QEMU_LOCK_GUARD(&s->buffers_lock) {
+        if (s->nbuffers) {
+            return s->buffers[--s->nbuffers];
+        }
+    }
+    return qemu_try_memalign(DEDUP_BLOCK_SIZE, DEDUP_BATCH * DEDUP_BLOCK_SIZE);
+}
+
+static void read_free(void *opaque, void *buf)
+{
+    BDRVDedupShareState *s = ((BlockDriverState *)opaque)->opaque;
+
+    WITH_QEMU_LOCK_GUARD(&s->buffers_lock) {
+        if (buf && s->nbuffers < ARRAY_SIZE(s->buffers)) {
+            s->buffers[s->nbuffers++] = buf;
+            return;
+        }
+    }
+    qemu_vfree(buf);
+}
+
+void dedup_buffers_init(BDRVDedupShareState *s)
+{
+    qemu_mutex_init(&s->buffers_lock);
+}
+
+void dedup_buffers_destroy(BDRVDedupShareState *s)
+{
+    while (s->nbuffers) {
+        qemu_vfree(s->buffers[--s->nbuffers]);
+    }
+    qemu_mutex_destroy(&s->buffers_lock);
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -65,7 +102,7 @@ void coroutine_fn dedup_read_blocks(BlockDriverState *bs, DedupBlock *blocks,
     DedupRead r = {
         .group = s->group, .tracker = &s->tracker, .fill = &fill,
         .counters = &s->counters, .read = read_blocks, .alloc = read_alloc,
-        .give = give, .opaque = bs,
+        .free = read_free, .give = give, .opaque = bs,
     };
 
     find_owners(bs, blocks, n);

@@ -175,6 +175,11 @@ static void *alloc(void *opaque, size_t size)
     return qemu_try_memalign(DEDUP_BLOCK_SIZE, size);
 }
 
+static void free_buf(void *opaque, void *buf)
+{
+    qemu_vfree(buf);
+}
+
 typedef struct Request {
     DedupBlock *blocks;
     unsigned n;
@@ -188,7 +193,7 @@ static void coroutine_fn read_entry(void *opaque)
     DedupRead r = {
         .group = group, .tracker = &tracker, .fill = &fill,
         .counters = &counters, .read = read_image, .alloc = alloc,
-        .give = give,
+        .free = free_buf, .give = give,
     };
 
     dedup_fill_begin(&tracker, &fill,
