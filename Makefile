@@ -6,6 +6,9 @@
 #   make demo         set all up, and show two Linux guests sharing on Xen
 #   make check        set all up, and run every test that is quick enough
 #   make check-fast   the edit loop: build, our own tests without the lab
+#   make check-no-lab all tests but the lab, on any host
+#   make demo-linux   show Linux guests sharing without Xen, and a picture
+#   make bench        what reads cost, with the filter and without
 #   make lab          all scenarios on a real Xen; LAB=name for one
 #   make build        QEMU with dedup-share
 #   make lint         checkpatch, clang with its thread-safety analysis
@@ -13,7 +16,7 @@
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dedup-share
 
-.PHONY: all build demo check check-fast lab lint sanitize deps lab-deps
+.PHONY: all build demo demo-linux bench check check-fast check-no-lab lab lint sanitize deps lab-deps
 
 all: build
 
@@ -33,6 +36,17 @@ check: lab-deps
 	@scripts/build-qemu
 	@tests/lab/lab build
 	@scripts/check
+
+check-no-lab: build
+	@scripts/check --no-lab
+
+demo-linux: lab-deps
+	@scripts/deps --demo
+	@scripts/build-qemu
+	@scripts/demo-linux
+
+bench: build
+	@scripts/bench
 
 lab: lab-deps
 	@scripts/build-qemu

@@ -17,6 +17,7 @@
 #include "qemu/atomic.h"
 #include "qemu/madvise.h"
 #include "qemu/stats64.h"
+#include "qemu/timer.h"
 #include "given.h"
 #include "linux.h"
 #include "trace.h"
@@ -27,6 +28,7 @@ struct DedupStore {
     size_t size;
     DedupGivenOwner owner;
     Stat64 runs;
+    Stat64 ns;                  /* spent on mapping and filling */
 };
 
 static uint64_t linux_store_host_frames(void)
@@ -125,6 +127,7 @@ static int write_run(DedupStore *s, uint32_t slot, const void *buf, size_t size)
 static int linux_store_fill(DedupStore *s, const uint32_t *slots, unsigned n,
                             const void *buf, uint64_t *words)
 {
+    int64_t start = get_clock();
     unsigned i, run;
     int ret = 0;
 
@@ -137,6 +140,7 @@ static int linux_store_fill(DedupStore *s, const uint32_t *slots, unsigned n,
         ret = -ENOTRECOVERABLE;
     }
     memset(words, 0, n * sizeof(*words));
+    stat64_add(&s->ns, get_clock() - start);
     trace_dedup_linux_fill(slots[0], n, ret);
     return ret;
 }
@@ -177,12 +181,15 @@ static void linux_store_give(DedupStore *s, DedupGive *gives, unsigned n)
 
     for (i = 0; i < n; i += run) {
         uint8_t *host = gives[i].dest.host;
+        int64_t start;
         bool mapped;
 
         run = give_run(gives + i, n - i);
+        start = get_clock();
         mapped = dedup_given_map(&s->owner, host, gives[i].slot, run);
         if (mapped) {
             stat64_add(&s->runs, 1);
+            stat64_add(&s->ns, get_clock() - start);
         } else {
             memcpy(host, frame(s, gives[i].slot), run * DEDUP_BLOCK_SIZE);
         }
@@ -206,7 +213,9 @@ static bool linux_store_any_used(DedupStore *s)
 
 static void linux_store_counters(DedupStore *s, DedupStoreCounters *c)
 {
-    *c = (DedupStoreCounters) { .given_runs = stat64_get(&s->runs) };
+    *c = (DedupStoreCounters) {
+        .given_runs = stat64_get(&s->runs), .ns = stat64_get(&s->ns),
+    };
     dedup_given_mappings(&c->mappings, &c->mappings_max);
 }
 

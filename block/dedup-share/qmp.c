@@ -57,6 +57,7 @@ static DedupShareStoreStats *store_stats_new(DedupGroup *g)
         .give_hypercalls = c.give_hypercalls,
         .give_system_calls = c.give_system_calls,
         .given_runs = c.given_runs,
+        .time_ns = c.ns,
         .mappings = c.mappings,
         .mappings_max = c.mappings_max,
         .evicted = stat64_get(&g->evicted),

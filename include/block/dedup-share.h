@@ -96,6 +96,7 @@ typedef struct DedupStoreCounters {
     uint64_t give_hypercalls;
     uint64_t give_system_calls;
     uint64_t given_runs;
+    uint64_t ns;
     uint64_t mappings;
     uint64_t mappings_max;
 } DedupStoreCounters;

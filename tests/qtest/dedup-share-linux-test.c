@@ -12,12 +12,18 @@
 
 #include "dedup-share-guest.c.inc"
 
+typedef struct Config {
+    DiskKind kind;
+    const char *machine;
+} Config;
+
 /* --- tests: what sharing is ---------------------------------------------- */
 
 static void test_give(const void *opaque)
 {
-    DiskKind kind = *(const DiskKind *)opaque;
-    Guest *a = guest_simple(kind), *b = guest_simple(kind);
+    const Config *c = opaque;
+    Guest *a = guest_on(c->machine, c->kind);
+    Guest *b = guest_on(c->machine, c->kind);
     int64_t before;
 
     read_blocks(a, 0, 256);
@@ -44,8 +50,9 @@ static void test_give(const void *opaque)
 
 static void test_copy_on_write(const void *opaque)
 {
-    DiskKind kind = *(const DiskKind *)opaque;
-    Guest *a = guest_simple(kind), *b = guest_simple(kind);
+    const Config *c = opaque;
+    Guest *a = guest_on(c->machine, c->kind);
+    Guest *b = guest_on(c->machine, c->kind);
 
     read_blocks(a, 0, 64);
     read_blocks(b, 0, 64);
@@ -77,8 +84,9 @@ static void test_copy_on_write(const void *opaque)
 /* Reads that are for no whole page, and parts of blocks */
 static void test_shapes(const void *opaque)
 {
-    DiskKind kind = *(const DiskKind *)opaque;
-    Guest *a = guest_simple(kind), *b = guest_simple(kind);
+    const Config *c = opaque;
+    Guest *a = guest_on(c->machine, c->kind);
+    Guest *b = guest_on(c->machine, c->kind);
     uint64_t sector;
     unsigned i;
 
@@ -237,7 +245,7 @@ static void test_auto(void)
 
 /* --- the end ------------------------------------------------------------- */
 
-static void add_disk_tests(DiskKind *kind)
+static void add_disk_tests(const Config *c)
 {
     struct {
         const char *name;
@@ -250,16 +258,20 @@ static void add_disk_tests(DiskKind *kind)
     int i;
 
     for (i = 0; i < ARRAY_SIZE(tests); i++) {
-        g_autofree char *path = g_strdup_printf("/dedup-share/linux/%s/%s",
-                                                port_name(*kind),
+        g_autofree char *path = g_strdup_printf("/dedup-share/linux/%s/%s/%s",
+                                                c->machine,
+                                                port_name(c->kind),
                                                 tests[i].name);
-        qtest_add_data_func(path, kind, tests[i].fn);
+        qtest_add_data_func(path, c, tests[i].fn);
     }
 }
 
 int main(int argc, char **argv)
 {
-    static DiskKind kinds[] = { DISK_IDE, DISK_AHCI, DISK_BLK, DISK_SCSI };
+    static const Config configs[] = {
+        { DISK_IDE, "pc" }, { DISK_BLK, "pc" }, { DISK_SCSI, "pc" },
+        { DISK_AHCI, "q35" }, { DISK_BLK, "q35" }, { DISK_SCSI, "q35" },
+    };
     int i;
 
     g_test_init(&argc, &argv, NULL);
@@ -267,8 +279,8 @@ int main(int argc, char **argv)
         return 0;
     }
     make_files();
-    for (i = 0; i < ARRAY_SIZE(kinds); i++) {
-        add_disk_tests(&kinds[i]);
+    for (i = 0; i < ARRAY_SIZE(configs); i++) {
+        add_disk_tests(&configs[i]);
     }
     qtest_add_func("/dedup-share/linux/evict", test_evict);
     qtest_add_func("/dedup-share/linux/reclaim", test_reclaim);
