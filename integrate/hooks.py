@@ -154,10 +154,12 @@ GUEST_RAM = [
     ('system/physmem.c', 'after', r'^#include "exec/ram_addr\.h"\n',
      '#include "block/dedup-share-ram.h"\n'),
     ('system/physmem.c', 'before',
-     r'^    uint8_t \*host_startaddr = rb->host \+ start;\n\n'
-     r'    if \(!QEMU_PTR_IS_ALIGNED\(host_startaddr, rb->page_size\)\) \{\n'
-     r'        error_report\("%s: Unaligned start',
-     "    DEDUP_SHARE_RAM_DISCARD(rb, start, length);\n"),
+     r'^        errno = ENOTSUP; /\* If we are missing MADVISE etc \*/\n',
+     "        DEDUP_SHARE_RAM_DISCARD(rb, start, length);\n"),
+    ('system/physmem.c', 'before',
+     r'^        trace_ram_block_discard_range\(rb->idstr, host_startaddr, '
+     r'length,\n',
+     "        DEDUP_SHARE_RAM_DISCARDED(rb, start, length);\n"),
     ('system/physmem.c', 'after',
      r'^        ram_block_discard_disabled_cnt\+\+;\n    \}\n'
      r'    ram_block_discard_disable_mutex_unlock\(\);\n',

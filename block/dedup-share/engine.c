@@ -93,7 +93,10 @@ static void record(DedupRead *r, DedupBlock **blocks, const uint32_t *slots,
             b->id = id;
             b->word = words[i];
         } else {
-            drop[ndrop++] = slots[i];
+            /* who evicts may have begun before we held it: then it is theirs */
+            if (dedup_index_evict_begin(&g->index, slots[i])) {
+                drop[ndrop++] = slots[i];
+            }
             if (!lookup(r, b)) {
                 b->result = DEDUP_EVICTED;
             }

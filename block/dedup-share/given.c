@@ -164,13 +164,15 @@ static void mend(void *host, size_t size)
     unsigned char there;
 
     for (i = 0; i < size; i += DEDUP_BLOCK_SIZE) {
-        if (mincore(host + i, DEDUP_BLOCK_SIZE, &there) < 0 &&
-            errno == ENOMEM &&
-            mmap(host + i, DEDUP_BLOCK_SIZE, PROT_READ | PROT_WRITE,
+        if (!mincore(host + i, DEDUP_BLOCK_SIZE, &there) || errno != ENOMEM) {
+            continue;
+        }
+        if (mmap(host + i, DEDUP_BLOCK_SIZE, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
             MAP_FAILED) {
             abort();            /* the kernel has lost a page of the guest */
         }
+        ram_ops->advise(host + i, DEDUP_BLOCK_SIZE, true);
     }
 }
 

@@ -135,15 +135,15 @@ DedupFrameId dedup_index_seal(DedupIndex *index, uint32_t slot, uint64_t word);
 bool dedup_index_get(DedupIndex *index, DedupFrameId id, uint64_t *word);
 
 /*
- * Give a slot back.  The caller has taken it with alloc, or sealed it and
- * never let another process see its id.  The store has no memory for it any
- * more.
+ * Give a slot back.  The caller has taken it with alloc, or begun to evict it.
+ * The store has no memory for it any more.
  */
 void dedup_index_release(DedupIndex *index, uint32_t slot);
 
 /*
- * Begin to evict a frame: if it is sealed, nobody finds it from now on.  Ends
- * with dedup_index_evict_cancel(), if it is in use after all, and else with
+ * Begin to evict a frame: if it is sealed, nobody finds it from now on, and it
+ * belongs to the caller, who alone got true.  Ends with
+ * dedup_index_evict_cancel(), if it is in use after all, and else with
  * dedup_index_release().
  */
 bool dedup_index_evict_begin(DedupIndex *index, uint32_t slot);

@@ -66,9 +66,16 @@ static DedupStore *linux_store_open(const char *group, int dirfd,
     return s;
 }
 
-/* The files go with the group's directory. */
+/*
+ * The files go with the group's directory; but copies that the guest has made
+ * are still part of mappings of it, which would keep all of its memory.
+ */
 static void linux_store_close(DedupStore *s, bool last)
 {
+    if (last && !dedup_given_any(&s->owner)) {
+        fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                  s->size);
+    }
     munmap(s->window, s->size);
     close(s->fd);
     g_free(s);

@@ -9,11 +9,13 @@
  * - It only reads and writes them: dumps, migration, KVM, vhost in the kernel.
  *   A page that maps a frame behaves like any other for these.
  * - It discards them, by ram_block_discard_range(): balloons, free page
- *   reporting, virtio-mem, postcopy.  A hook there has them made anonymous.
- * - It relies on pages that stay: VFIO and others that pin memory, postcopy and
- *   background snapshots, which watch it by userfaultfd.  These are what
- *   QEMU's balloon looks at, too (virtio_balloon_inhibited()): nothing is given
- *   while they do, and those that begin wait until what is being given is.
+ *   reporting, virtio-mem, postcopy.  Hooks there have them made anonymous,
+ *   before, and again after: a read may be given to them in between.
+ * - It relies on pages that stay: VFIO and others that pin memory, RDMA, and
+ *   postcopy and background snapshots, which watch it by userfaultfd.  These
+ *   are what QEMU's balloon looks at, too (virtio_balloon_inhibited()), but
+ *   RDMA: nothing is given while they do, and those that begin wait until what
+ *   is being given is.
  */
 
 #include "qemu/osdep.h"
@@ -24,10 +26,13 @@
 #include "hw/boards.h"
 #include "hw/xen/xen.h"
 #include "migration/misc.h"
+#include "migration/options.h"
 #include "qapi/error.h"
+#include "qemu/atomic.h"
 #include "qemu/madvise.h"
 #include "qemu/module.h"
 #include "qemu/rcu.h"
+#include "system/hostmem.h"
 #include "system/qtest.h"
 #include "system/runstate.h"
 #include "system/system.h"
@@ -36,13 +41,24 @@
 #include "group.h"
 #include "linux.h"
 
+/* Would new mappings lack what the user has asked for this memory? */
+static bool is_special(const RAMBlock *rb)
+{
+    HostMemoryBackend *b = (HostMemoryBackend *)
+        object_dynamic_cast(rb->mr->owner, TYPE_MEMORY_BACKEND);
+
+    return b && (b->policy != HOST_MEM_POLICY_DEFAULT || b->prealloc ||
+                 b->dump != machine_dump_guest_core(current_machine) ||
+                 b->merge != machine_mem_merge(current_machine));
+}
+
 /* Private, anonymous, QEMU's own: see qemu_anon_ram_alloc(). */
 static bool is_plain(const RAMBlock *rb)
 {
-    return rb && rb->mr && rb->fd < 0 && rb->guest_memfd < 0 &&
+    return rb && rb->mr && !is_special(rb) && rb->fd < 0 && rb->guest_memfd < 0 &&
            rb->page_size == DEDUP_BLOCK_SIZE &&
            !(rb->flags & (RAM_SHARED | RAM_PREALLOC | RAM_PMEM |
-                          RAM_READONLY | RAM_READONLY_FD |
+                          RAM_READONLY | RAM_READONLY_FD | RAM_NORESERVE |
                           RAM_GUEST_MEMFD)) &&
            memory_region_is_ram(rb->mr) &&
            !memory_region_is_ram_device(rb->mr) &&
@@ -63,11 +79,18 @@ static bool ram_find(void *host, DedupRam *ram)
     return true;
 }
 
+/*
+ * A background snapshot, which watches memory, or a migration that pins it is
+ * going out.  Kept here, as the state of a migration is freed when QEMU ends,
+ * before the last reads do.
+ */
+static bool migration_frozen;   /* atomic */
+
 static bool ram_may_give(void)
 {
     return !ram_block_discard_is_disabled() &&
-           !migration_in_incoming_postcopy() && !migration_in_bg_snapshot() &&
-           !should_mlock(mlock_state);
+           !migration_in_incoming_postcopy() &&
+           !qatomic_read(&migration_frozen) && !should_mlock(mlock_state);
 }
 
 /* As in ram_block_add(), but huge pages: a file's are not. */
@@ -107,8 +130,7 @@ static RAMBlockNotifier ram_notifier = {
 
 int dedup_share_ram_discard(RAMBlock *rb, uint64_t start, size_t length)
 {
-    return is_plain(rb) && length && start < rb->max_length ?
-           dedup_given_drop(rb->host + start, length) : 0;
+    return dedup_given_drop(rb->host + start, length);
 }
 
 void dedup_share_ram_pinned(void)
@@ -123,8 +145,12 @@ static NotifierWithReturn migration_notifier;
 static int migration_event(NotifierWithReturn *n, MigrationEvent *e,
                            Error **errp)
 {
-    if (e->type == MIG_EVENT_PRECOPY_SETUP) {
-        dedup_given_wait();     /* migration_in_bg_snapshot() is true now */
+    bool setup = e->type == MIG_EVENT_PRECOPY_SETUP;
+
+    qatomic_set(&migration_frozen,
+                setup && (migration_in_bg_snapshot() || migrate_rdma()));
+    if (setup) {
+        dedup_given_wait();     /* all see it from now on */
     }
     return 0;
 }

@@ -93,7 +93,9 @@ static unsigned evict(DedupGroup *g, unsigned want, uint32_t chunks)
     uint32_t nchunks = DIV_ROUND_UP(MIN(used, g->index.nframes), CHUNK);
     unsigned evicted = 0;
 
-    for (chunks = MIN(chunks, nchunks); chunks && evicted < want; chunks--) {
+    for (chunks = MIN(chunks, nchunks);
+         chunks && evicted < want && !qatomic_read(&g->reclaim->stop);
+         chunks--) {
         uint32_t at = qatomic_fetch_inc(&g->index.hdr->clock_hand);
 
         evicted += evict_chunk(g, at % nchunks * CHUNK);

@@ -12,8 +12,8 @@
 #include "exec/cpu-common.h"
 
 /*
- * @length bytes at @start of @rb will be discarded.  Have them map no frames,
- * or they would show these afterwards.  0, or -errno.
+ * @length bytes at @start of @rb will be discarded, or have just been.  Have
+ * them map no frames, or they would show these.  0, or -errno.
  */
 int dedup_share_ram_discard(RAMBlock *rb, uint64_t start, size_t length);
 
@@ -28,6 +28,7 @@ void dedup_share_ram_pinned(void);
             return -ENOMEM;                                     \
         }                                                       \
     } while (0)
+#define DEDUP_SHARE_RAM_DISCARDED DEDUP_SHARE_RAM_DISCARD
 #define DEDUP_SHARE_RAM_PINNED(state)                           \
     do {                                                        \
         if (state) {                                            \
@@ -36,6 +37,7 @@ void dedup_share_ram_pinned(void);
     } while (0)
 #else
 #define DEDUP_SHARE_RAM_DISCARD(rb, start, length)
+#define DEDUP_SHARE_RAM_DISCARDED(rb, start, length)
 #define DEDUP_SHARE_RAM_PINNED(state)
 #endif
 

@@ -483,6 +483,10 @@ int main(int argc, char **argv)
     qtest_add_data_func("/dedup-share/ram/file",
                         "memory-backend-file,share=off,mem-path=/dev/shm",
                         test_backend);
+    qtest_add_data_func("/dedup-share/ram/preallocated",
+                        "memory-backend-ram,prealloc=on", test_backend);
+    qtest_add_data_func("/dedup-share/ram/not-reserved",
+                        "memory-backend-ram,reserve=off", test_backend);
     qtest_add_func("/dedup-share/ram/locked", test_locked);
     qtest_add_func("/dedup-share/ram/balloon", test_balloon);
     qtest_add_func("/dedup-share/ram/virtio-mem", test_virtio_mem);

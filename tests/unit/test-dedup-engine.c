@@ -130,6 +130,8 @@ static unsigned mem_evict(DedupStore *s, const uint32_t *slots, unsigned n)
 
     for (i = 0; i < n; i++) {
         g_assert_true(s->sealed[slots[i]]);
+        /* nobody else can be evicting it, too */
+        g_assert_false(dedup_index_evict_begin(&group->index, slots[i]));
         s->sealed[slots[i]] = false;
         s->evicted++;
     }
