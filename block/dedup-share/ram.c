@@ -55,7 +55,8 @@ static bool is_special(const RAMBlock *rb)
 /* Private, anonymous, QEMU's own: see qemu_anon_ram_alloc(). */
 static bool is_plain(const RAMBlock *rb)
 {
-    return rb && rb->mr && !is_special(rb) && rb->fd < 0 && rb->guest_memfd < 0 &&
+    return rb && rb->mr && !is_special(rb) &&
+           rb->fd < 0 && rb->guest_memfd < 0 &&
            rb->page_size == DEDUP_BLOCK_SIZE &&
            !(rb->flags & (RAM_SHARED | RAM_PREALLOC | RAM_PMEM |
                           RAM_READONLY | RAM_READONLY_FD | RAM_NORESERVE |
