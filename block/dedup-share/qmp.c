@@ -60,7 +60,7 @@ static DedupShareStoreStats *store_stats_new(DedupGroup *g)
         .time_ns = c.ns,
         .mappings = c.mappings,
         .mappings_max = c.mappings_max,
-        .evicted = stat64_get(&g->evicted),
+        .frames_evicted = stat64_get(&g->evicted),
     };
     return s;
 }

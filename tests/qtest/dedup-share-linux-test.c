@@ -127,12 +127,12 @@ static void test_evict(void)
     read_blocks(a, 0, 128);
     g_assert_cmpint(counter(a, "frames"), ==, 128);
     fill(a, 64, 64, 0x44);
-    for (i = 0; i < 100 && !counter(a, "evicted"); i++) {
+    for (i = 0; i < 100 && !counter(a, "frames-evicted"); i++) {
         read_blocks(a, 128 + i, 1);         /* full, until it is found out */
         check_blocks(a, 128 + i, 1);
         g_usleep(100 * 1000);
     }
-    g_assert_cmpint(counter(a, "evicted"), >, 0);
+    g_assert_cmpint(counter(a, "frames-evicted"), >, 0);
     for (i = 0; i < 8; i++) {
         read_blocks(a, 256 + i * 16, 16);
         check_blocks(a, 256 + i * 16, 16);

@@ -106,7 +106,7 @@ def check_index_dir(lab, domid):
     for content, word in ((b"short", "truncated"),
                           (header(1, 1), "not dedup-share's"),
                           (header(magic, 77), "another version"),
-                          (header(magic, 1), "damaged")):
+                          (header(magic, 2), "damaged")):
         (group / "index").write_bytes(content)
         probe.refused(lab, domid, ",group=bad", [*where, word])
     (group / "index").unlink()

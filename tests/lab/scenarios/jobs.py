@@ -106,7 +106,7 @@ def check_backup(lab, disk):
               file={"driver": "file", "filename": str(size)})
     before = list(disk.pages)
     guest.qmp("blockdev-backup", job_id="b", device="overlay1",
-              target="target", sync="full", speed=16 << 20,
+              target="target", sync="full", speed=4 << 20,
               auto_dismiss=False)
     for i in (5, 6):
         disk.write(i)
@@ -157,7 +157,7 @@ def check_stream(lab, disk):
     """All of the base is copied into the overlay, under the guest."""
     guest = disk.guest
     guest.qmp("block-stream", job_id="s", device="overlay1",
-              speed=32 << 20, auto_dismiss=False)
+              speed=8 << 20, auto_dismiss=False)
     disk.write(11)
     disk.check("while it streams")
     guest.qmp("block-job-set-speed", device="s", speed=0)
