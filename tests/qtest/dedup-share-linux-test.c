@@ -112,15 +112,38 @@ static void test_shapes(const void *opaque)
     guest_end(b);
 }
 
+/* Memory that cannot be mapped over gets copies, without I/O. */
+static void test_copy(const void *opaque)
+{
+    const Config *c = opaque;
+    g_autofree char *machine = g_strdup_printf("%s,memory-backend=m",
+                                               c->machine);
+    Guest *a = guest_start(machine, c->kind, "store=linux,store-size=8M",
+                           "-object memory-backend-memfd,id=m,size=64M");
+    Guest *b = guest_on(c->machine, c->kind);
+    int64_t before;
+
+    read_blocks(b, 0, 64);
+    before = image_bytes(a);
+    read_blocks(a, 0, 64);
+    check_blocks(a, 0, 64);
+    g_assert_cmpint(image_bytes(a), ==, before);
+    g_assert_cmpint(counter(a, "blocks-given"), ==, 0);
+    g_assert_cmpint(smaps(a).bytes, ==, 0);
+    guest_end(a);
+    guest_end(b);
+}
+
 /* --- tests: what becomes of the frames ------------------------------------ */
 
 #define SMALL "store=linux,store-size=512k"     /* 128 frames */
 
 /* A full store gives up what nobody uses, and nothing else. */
-static void test_evict(void)
+static void test_evict(const void *opaque)
 {
-    Guest *a = guest_start("q35", DISK_BLK, SMALL, "");
-    Guest *b = guest_start("q35", DISK_BLK, SMALL, "");
+    const Config *c = opaque;
+    Guest *a = guest_start(c->machine, c->kind, SMALL, "");
+    Guest *b = guest_start(c->machine, c->kind, SMALL, "");
     int i;
 
     read_blocks(b, 0, 32);
@@ -254,6 +277,8 @@ static void add_disk_tests(const Config *c)
         { "give", test_give },
         { "copy-on-write", test_copy_on_write },
         { "shapes", test_shapes },
+        { "copy", test_copy },
+        { "evict", test_evict },
     };
     int i;
 
@@ -282,7 +307,6 @@ int main(int argc, char **argv)
     for (i = 0; i < ARRAY_SIZE(configs); i++) {
         add_disk_tests(&configs[i]);
     }
-    qtest_add_func("/dedup-share/linux/evict", test_evict);
     qtest_add_func("/dedup-share/linux/reclaim", test_reclaim);
     qtest_add_func("/dedup-share/linux/kill", test_kill);
     qtest_add_func("/dedup-share/linux/leave", test_leave);
