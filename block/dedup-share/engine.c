@@ -352,20 +352,11 @@ void coroutine_fn dedup_engine_read(DedupRead *r, DedupBlock *blocks,
     trace_dedup_engine_read(n, misses);
 }
 
-static bool copy_held(DedupGroup *g, DedupBlock *blocks, unsigned n,
-                      const uint32_t *slots, void *buf)
+static bool all_sealed(DedupGroup *g, const DedupBlock *blocks, unsigned n)
 {
     uint64_t word;
     unsigned i;
 
-    for (i = 0; i < n; i++) {
-        if (!dedup_index_get(&g->index, blocks[i].id, &word)) {
-            return false;
-        }
-    }
-    if (g->ops->peek(g->store, slots, n, buf) < 0) {
-        return false;
-    }
     for (i = 0; i < n; i++) {
         if (!dedup_index_get(&g->index, blocks[i].id, &word)) {
             return false;
@@ -395,7 +386,9 @@ bool dedup_engine_copy(DedupGroup *g, DedupBlock *blocks, unsigned n,
         slots[i] = blocks[i].id.slot;
     }
     hold_begin(g, &hold, slots, n);
-    ok = copy_held(g, blocks, n, slots, buf);
+    ok = all_sealed(g, blocks, n) &&
+         g->ops->peek(g->store, slots, n, buf) >= 0 &&
+         all_sealed(g, blocks, n);
     hold_end(g, &hold);
     return ok;
 }

@@ -326,6 +326,22 @@ static void wait_for(int fd)
     }
 }
 
+static void wait_for_children(void)
+{
+    while (wait(NULL) > 0) {
+        continue;
+    }
+}
+
+/* What a child does in the end: it stays in the group as long as the others. */
+static void child_end(Target *t, int done, int end)
+{
+    g_assert_cmpint(write(done, "", 1), ==, 1);
+    wait_for(end);
+    target_close(t);
+    exit(0);
+}
+
 /* Read all, once in order; print processor time, in all and for the gives. */
 static void share_child(Target *t, uint64_t image)
 {
@@ -379,17 +395,12 @@ static void bench_share(char **argv)
         if (!fork()) {
             close(end[1]);
             share_child(&t, strtoull(argv[1], NULL, 0));
-            g_assert_cmpint(write(done[1], "", 1), ==, 1);
-            wait_for(end[0]);                   /* it stays in the group */
-            target_close(&t);
-            exit(0);
+            child_end(&t, done[1], end[0]);
         }
         wait_for(done[0]);
     }
     close(end[1]);
-    while (wait(NULL) > 0) {
-        continue;
-    }
+    wait_for_children();
 }
 
 static void bench_crowd(char **argv)
@@ -406,10 +417,7 @@ static void bench_crowd(char **argv)
             close(end[1]);
             crowd_child(&t, atoi(argv[1]), atoi(argv[2]),
                         strtoull(argv[3], NULL, 0), ready[1], go[0]);
-            g_assert_cmpint(write(ready[1], "", 1), ==, 1);
-            wait_for(end[0]);
-            target_close(&t);
-            exit(0);
+            child_end(&t, ready[1], end[0]);
         }
         wait_for(ready[0]);                     /* one fills after the other */
     }
@@ -418,9 +426,7 @@ static void bench_crowd(char **argv)
         wait_for(ready[0]);
     }
     close(end[1]);
-    while (wait(NULL) > 0) {
-        continue;
-    }
+    wait_for_children();
 }
 
 static void bench_ksm(char **argv)
@@ -448,9 +454,7 @@ static void bench_ksm(char **argv)
     }
     printf("ready\n");
     fflush(stdout);
-    while (wait(NULL) > 0) {
-        continue;
-    }
+    wait_for_children();
 }
 
 /* --- the index alone ------------------------------------------------------- */
