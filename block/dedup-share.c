@@ -43,6 +43,8 @@ static QemuOptsList dedup_share_opts = {
           .help = "auto, xen, linux or off (default: auto)" },
         { .name = "store-size", .type = QEMU_OPT_SIZE,
           .help = "most bytes that the store may hold" },
+        { .name = "admission", .type = QEMU_OPT_STRING,
+          .help = "first-read or second-read (default: first-read)" },
         { .name = "index-dir", .type = QEMU_OPT_STRING,
           .help = "tmpfs directory of the groups" },
         { /* end of list */ }
@@ -56,24 +58,36 @@ static void options_free(DedupShareOptions *o)
     memset(o, 0, sizeof(*o));
 }
 
+/* The option's value, 0 if it is not there; < 0 with *errp set. */
+static int parse_enum(QemuOpts *opts, const char *name,
+                      const QEnumLookup *lookup, const char *values,
+                      Error **errp)
+{
+    const char *text = qemu_opt_get(opts, name);
+    int value = text ? qapi_enum_parse(lookup, text, -1, NULL) : 0;
+
+    if (value < 0) {
+        error_setg(errp, "%s: '%s' is not known; use %s", name, text, values);
+    }
+    return value;
+}
+
 static bool options_parse(QDict *options, DedupShareOptions *o, Error **errp)
 {
     QemuOpts *opts = qemu_opts_create(&dedup_share_opts, NULL, 0,
                                       &error_abort);
     bool ok = qemu_opts_absorb_qdict(opts, options, errp);
-    const char *store;
-    int kind = DEDUP_SHARE_STORE_AUTO;
+    int kind, admission;
 
     if (ok) {
-        store = qemu_opt_get(opts, "store");
-        if (store) {
-            kind = qapi_enum_parse(&DedupShareStore_lookup, store, -1, NULL);
-        }
-        if (kind < 0) {
-            error_setg(errp, "store: '%s' is not a store; use auto, xen, "
-                       "linux or off", store);
-            ok = false;
-        }
+        kind = parse_enum(opts, "store", &DedupShareStore_lookup,
+                          "auto, xen, linux or off", errp);
+        ok = kind >= 0;
+    }
+    if (ok) {
+        admission = parse_enum(opts, "admission", &DedupShareAdmission_lookup,
+                               "first-read or second-read", errp);
+        ok = admission >= 0;
     }
     if (ok) {
         *o = (DedupShareOptions) {
@@ -81,6 +95,7 @@ static bool options_parse(QDict *options, DedupShareOptions *o, Error **errp)
             .index_dir = g_strdup(qemu_opt_get(opts, "index-dir")
                                   ?: DEDUP_INDEX_DIR_DEFAULT),
             .store = kind,
+            .admission = admission,
             .has_size = qemu_opt_get(opts, "store-size"),
             .size = qemu_opt_get_size(opts, "store-size", 0),
         };
@@ -127,13 +142,22 @@ static DedupGroup *join_group(const DedupShareOptions *o, Error **errp)
         .name = o->group, .root = o->index_dir,
         .has_size = o->has_size, .size = o->size,
     };
+    DedupGroup *g;
 
     if (!ops || !ops->probe(errp)) {
         return NULL;
     }
     config.store = ops->kind;
-    return dedup_group_check(&config, errp) ? dedup_group_get(&config, errp)
-                                            : NULL;
+    if (!dedup_group_check(&config, errp)) {
+        return NULL;
+    }
+    g = dedup_group_get(&config, errp);
+    if (g && o->admission == DEDUP_SHARE_ADMISSION_SECOND_READ &&
+        !dedup_seen_open(&g->seen, g->dir.fd, g->index.nframes, errp)) {
+        dedup_group_put(g);
+        g = NULL;
+    }
+    return g;
 }
 
 /* Warn of @reason, unless that was the last thing said. */
@@ -191,14 +215,17 @@ static void write_begin(BlockDriverState *bs, DedupRange *w, int64_t offset,
     BDRVDedupShareState *s = bs->opaque;
 
     trace_dedup_share_write(bs, offset, bytes);
-    dedup_write_begin(&s->tracker, w, offset, bytes);
+    dedup_write_begin(s->tracker, w, offset, bytes);
+    if (s->nlayers && s->layers[0].own) {
+        dedup_own_change(s->layers[0].own, offset, bytes);
+    }
 }
 
 static void write_end(BlockDriverState *bs, DedupRange *w)
 {
     BDRVDedupShareState *s = bs->opaque;
 
-    dedup_write_end(&s->tracker, w);
+    dedup_write_end(s->tracker, w);
 }
 
 /*
@@ -398,7 +425,8 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
         options_free(&s->opts);
         return -EINVAL;
     }
-    dedup_tracker_init(&s->tracker);
+    dedup_tracker_init(&s->node_tracker);
+    s->tracker = &s->node_tracker;
     dedup_gather_init(&s->gather);
     dedup_buffers_init(s);
 
@@ -424,7 +452,7 @@ static void dedup_share_close(BlockDriverState *bs)
     if (s->group) {
         dedup_group_put(s->group);
     }
-    dedup_tracker_destroy(&s->tracker);
+    dedup_tracker_destroy(&s->node_tracker);
     dedup_gather_destroy(&s->gather);
     dedup_buffers_destroy(s);
     g_free(s->reason);
@@ -440,6 +468,9 @@ dedup_share_child_perm(BlockDriverState *bs, BdrvChild *c, BdrvChildRole role,
 
     bdrv_default_perms(bs, c, role, reopen_queue, perm, shared, nperm,
                        nshared);
+    if (perm & shared & BLK_PERM_WRITE) {
+        qatomic_set(&s->others_write, true);
+    }
     /* permissions are computed before a reopen is committed */
     if (s->reopen ? s->reopen->group : s->group) {
         /* what others write we would not see */
@@ -460,8 +491,8 @@ static bool reopen_check(const DedupShareOptions *old,
         option = "store-size";
     }
     if (option) {
-        error_setg(errp, "%s cannot be changed; only store can, open the "
-                   "node anew for another %s", option, option);
+        error_setg(errp, "%s cannot be changed; only store and admission can, "
+                   "open the node anew for another %s", option, option);
     }
     return !option;
 }
@@ -534,6 +565,42 @@ void dedup_share_leave(BlockDriverState *bs)
     bdrv_drained_end(bs);
 }
 
+/*
+ * The group's index is damaged: join it anew.  What the guest holds of the old
+ * store stays as it is.
+ */
+static void rejoin(BlockDriverState *bs)
+{
+    BDRVDedupShareState *s = bs->opaque;
+    DedupGroup *old = s->group;
+    Error *err = NULL;
+
+    bdrv_drained_begin(bs);
+    dedup_layers_drop(s);
+    g_free(s->reason);
+    if (!start(&s->opts, &s->group, &s->reason, &err)) {
+        s->reason = g_strdup(error_get_pretty(err));
+        warn_reportf_err(err, "dedup-share: nothing will be shared: ");
+    }
+    dedup_group_put(old);
+    bdrv_drained_end(bs);
+}
+
+static void group_damaged(DedupGroup *group)
+{
+    BlockDriverState *bs = NULL;
+
+    while ((bs = bdrv_next_all_states(bs))) {
+        BDRVDedupShareState *s = bs->opaque;
+
+        if (dedup_share_is(bs) && s->group == group) {
+            if (!s->reopen) {
+                rejoin(bs);
+            }
+        }
+    }
+}
+
 /* What the node has done, for QMP; see stats.h. */
 DedupShareStats *dedup_share_stats(BlockDriverState *bs)
 {
@@ -551,7 +618,7 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs)
  * group and store its guest would share with others when it is opened again.
  */
 static const char *const dedup_share_strong_runtime_opts[] = {
-    "group", "store", "store-size", "index-dir", NULL
+    "group", "store", "store-size", "index-dir", "admission", NULL
 };
 
 static BlockDriver bdrv_dedup_share = {
@@ -587,6 +654,7 @@ static BlockDriver bdrv_dedup_share = {
 static void bdrv_dedup_share_init(void)
 {
     bdrv_register(&bdrv_dedup_share);
+    dedup_group_on_damage(group_damaged);
 }
 
 block_init(bdrv_dedup_share_init);

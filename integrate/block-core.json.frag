@@ -21,6 +21,22 @@
   'if': 'CONFIG_DEDUP_SHARE' }
 
 ##
+# @DedupShareAdmission:
+#
+# What enters the store of a dedup-share group.
+#
+# @first-read: every block, when it is first read
+#
+# @second-read: only content that is read a second time, by whatever
+#     guest and from whatever block
+#
+# Since: 10.0
+##
+{ 'enum': 'DedupShareAdmission',
+  'data': [ 'first-read', 'second-read' ],
+  'if': 'CONFIG_DEDUP_SHARE' }
+
+##
 # @BlockdevOptionsDedupShare:
 #
 # Driver specific block device options for the dedup-share filter,
@@ -38,6 +54,9 @@
 #     say the same or nothing.  (default: an eighth of the host's
 #     memory)
 #
+# @admission: what this node's reads bring into the store
+#     (default: first-read)
+#
 # @index-dir: directory on a tmpfs that holds a directory for each
 #     group (default: "/run/qemu-dedup-share")
 #
@@ -48,6 +67,7 @@
   'data': { '*group': 'str',
             '*store': 'DedupShareStore',
             '*store-size': 'size',
+            '*admission': 'DedupShareAdmission',
             '*index-dir': 'str' },
   'if': 'CONFIG_DEDUP_SHARE' }
 

@@ -9,9 +9,10 @@
  *   this node does not share the permission to write with others, and so nor
  *   does any node of the backing chain.  Block jobs insert filter nodes that
  *   lift this; so a layer below such a node (or any filter) takes no part.
- * - The first layer takes part if this node is read-only.  What one guest
- *   alone can write is read by no other, and its frames would only wait to be
- *   overwritten; matching it with other guests' by content is to come.
+ * - The first layer, even if it is written to, as all writes to it pass this
+ *   node or one that shares its object (own.h); but not if the device says that
+ *   others may write to the image, too, and not if it is a block device that a
+ *   Xen guest may also reach by a backend in the kernel.
  * - The graph below this node changes only while this node is drained, as a
  *   node is drained with its children.  So the layers are found again at the
  *   end of every drained section, and are constant in between.
@@ -19,6 +20,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/cutils.h"
 #include "qobject/qdict.h"
 #include "qemu/error-report.h"
 #include "../coroutines.h"
@@ -31,14 +33,23 @@ void dedup_layers_drop(BDRVDedupShareState *s)
     while (s->nlayers) {
         DedupLayer *l = &s->layers[--s->nlayers];
 
-        if (l->map) {
+        dedup_alias_free(l->alias);
+        if (l->own) {
+            dedup_own_put(l->own);
+        } else if (l->map) {
             dedup_map_close(l->map);
         }
         *l = (DedupLayer) { 0 };
     }
+    s->tracker = &s->node_tracker;
 }
 
-/* The node whose regular file holds the data of @bs, or NULL. */
+static bool is_device(const BlockDriverState *bs)
+{
+    return !strcmp(bs->drv->format_name, "host_device");
+}
+
+/* The node whose file or device holds the data of @bs, or NULL. */
 static BlockDriverState *GRAPH_RDLOCK layer_file(BlockDriverState *bs)
 {
     bool raw = !strcmp(bs->drv->format_name, "raw");
@@ -60,58 +71,133 @@ static BlockDriverState *GRAPH_RDLOCK layer_file(BlockDriverState *bs)
     while (bs && bs->drv && !strcmp(bs->drv->format_name, "throttle")) {
         bs = bs->file->bs;
     }
-    return bs && bs->drv && !strcmp(bs->drv->format_name, "file") &&
-           !bs->force_share ? bs : NULL;
+    return bs && bs->drv && !bs->force_share &&
+           (!strcmp(bs->drv->format_name, "file") || is_device(bs)) ? bs : NULL;
 }
 
-/* Find the key of the layer @bs; *why says why it takes no part. */
-static bool GRAPH_RDLOCK layer_key(BlockDriverState *bs, bool writable,
-                                   char key[DEDUP_LAYER_KEY_SIZE],
-                                   const char **why)
+/* The format that the layer @bs is read as. */
+static const char *layer_format(BlockDriverState *bs)
 {
-    BlockDriverState *file = layer_file(bs);
-    const char *format = bs->drv->format_name;
-
-    if (writable) {
-        *why = "it may be written to";
-        return false;
-    }
-    if (!file) {
-        *why = "its data is not all of a local file, read as raw or qcow2";
-        return false;
-    }
-    if (!strcmp(format, "file")) {
-        format = "raw";
-    }
-    return dedup_layer_key(file->filename, format, key, why);
+    return !strcmp(bs->drv->format_name, "qcow2") ? "qcow2" : "raw";
 }
 
-static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p,
-                                   int dirfd)
+static uint64_t layer_blocks(BlockDriverState *bs)
+{
+    return DIV_ROUND_UP(bs->total_sectors * BDRV_SECTOR_SIZE,
+                        DEDUP_BLOCK_SIZE);
+}
+
+/* What is known of a layer's file. */
+typedef struct LayerFile {
+    char *path;                 /* NULL: it has none, and no part in anything */
+    struct stat st;
+    bool has_key;
+    char key[DEDUP_LAYER_KEY_SIZE];
+    const char *why;            /* it has no key, or takes no part */
+} LayerFile;
+
+static void GRAPH_RDLOCK layer_stat(BlockDriverState *p, LayerFile *f)
+{
+    BlockDriverState *file = layer_file(p);
+    g_autofree char *path = file ? realpath(file->filename, NULL) : NULL;
+
+    *f = (LayerFile) { 0 };
+    if (!path || stat(path, &f->st) < 0) {
+        f->why = "its data is not all of a local file, read as raw or qcow2";
+        return;
+    }
+    f->path = g_steal_pointer(&path);
+    f->has_key = dedup_layer_key(f->path, layer_format(p), f->key, &f->why);
+}
+
+/* The layer is not written to: it has a map by its key, or none. */
+static void layer_add_keyed(BDRVDedupShareState *s, DedupLayer *l,
+                            BlockDriverState *p, LayerFile *f)
+{
+    DedupGroup *g = s->group;
+    DedupMapLayer layer = {
+        .key = f->key, .nblocks = layer_blocks(p), .dev = f->st.st_dev,
+        .path = f->path,
+    };
+    Error *err = NULL;
+    bool shared;
+
+    l->map = dedup_map_open(&g->index, g->dir.fd, &layer, &err);
+    if (!l->map) {
+        warn_reportf_err(err, "dedup-share: layer '%s' takes no part: ",
+                         p->filename);
+        f->why = "no block map";
+        return;
+    }
+    l->alias = dedup_alias_find(&g->index, g->dir.fd, g->dir.path, &layer,
+                                layer_format(p), &shared);
+    f->why = l->alias ? "takes part, with blocks of others" : "takes part";
+}
+
+/*
+ * The layer may be written to.  What it holds now is of use to others only if
+ * they have the same physical blocks.
+ */
+static void layer_add_own(BDRVDedupShareState *s, DedupLayer *l,
+                          BlockDriverState *p, LayerFile *f)
+{
+    DedupGroup *g = s->group;
+    DedupMapLayer layer = {
+        .key = f->key, .nblocks = layer_blocks(p), .dev = f->st.st_dev,
+        .path = f->path, .writer = true,
+    };
+    DedupOwnId id = {
+        .dev = S_ISBLK(f->st.st_mode) ? f->st.st_rdev : f->st.st_dev,
+        .ino = S_ISBLK(f->st.st_mode) ? UINT64_MAX : f->st.st_ino,
+        .nblocks = layer.nblocks,
+    };
+    /* a qcow2 image's write may make it own the rest of a cluster */
+    uint64_t unit = MAX(DEDUP_BLOCK_SIZE, p->bl.pdiscard_alignment);
+    DedupMap *keyed = NULL;
+    bool shared;
+
+    pstrcpy(id.format, sizeof(id.format), layer_format(p));
+    if (f->has_key) {
+        l->alias = dedup_alias_find(&g->index, g->dir.fd, g->dir.path, &layer,
+                                    id.format, &shared);
+        if (shared) {
+            keyed = dedup_map_open(&g->index, g->dir.fd, &layer, NULL);
+        }
+    }
+    l->own = dedup_own_get(&g->index, &id, unit, keyed);
+    l->map = l->own->keyed;
+    s->tracker = &l->own->tracker;
+    f->why = l->own->closed ? "it is open in two ways that do not go together" :
+             l->alias ? "takes part and may be written to, "
+                        "with blocks of others" :
+             "takes part and may be written to";
+}
+
+static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p)
 {
     BDRVDedupShareState *s = bs->opaque;
     DedupLayer *l = &s->layers[s->nlayers];
-    char key[DEDUP_LAYER_KEY_SIZE];
-    const char *why = "takes part";
-    int64_t blocks = DIV_ROUND_UP(p->total_sectors * BDRV_SECTOR_SIZE,
-                                  DEDUP_BLOCK_SIZE);
-    Error *err = NULL;
+    bool writable = s->nlayers == 0 && !bdrv_is_read_only(bs);
+    LayerFile f;
 
+    layer_stat(p, &f);
     *l = (DedupLayer) { 0 };
     /* all of a raw image is data, if nobody asks for zeroes */
-    l->whole = !bdrv_backing_chain_next(p) &&
-               (!strcmp(p->drv->format_name, "raw") ||
-                !strcmp(p->drv->format_name, "file"));
-    if (layer_key(p, s->nlayers == 0 && !bdrv_is_read_only(bs), key, &why)) {
-        l->map = dedup_map_open(dirfd, key, blocks, &err);
-        if (!l->map) {
-            warn_reportf_err(err, "dedup-share: layer '%s' takes no part: ",
-                             p->filename);
-            why = "no block map";
+    l->whole = !bdrv_backing_chain_next(p) && !strcmp(layer_format(p), "raw");
+    if (f.path && !writable && f.has_key) {
+        layer_add_keyed(s, l, p, &f);
+    } else if (f.path && writable) {
+        if (qatomic_read(&s->others_write)) {
+            f.why = "others may write to it";
+        } else if (S_ISBLK(f.st.st_mode) && !s->group->ops->by_host) {
+            f.why = "the guest may write to it in other ways";
+        } else {
+            layer_add_own(s, l, p, &f);
         }
     }
-    trace_dedup_share_layer(bs, s->nlayers, bdrv_get_node_name(p), why);
+    trace_dedup_share_layer(bs, s->nlayers, bdrv_get_node_name(p), f.why);
     s->nlayers++;
+    free(f.path);
 }
 
 void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
@@ -126,9 +212,23 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
     /* a node without a driver is one that was closed by an error */
     for (; p && p->drv && !p->drv->is_filter && s->nlayers < MAX_LAYERS;
          p = bdrv_filter_or_cow_bs(p)) {
-        layer_add(bs, p, s->group->dir.fd);
+        layer_add(bs, p);
     }
     trace_dedup_share_layers(bs, bdrv_get_node_name(bs), s->nlayers);
+}
+
+/* Set where @b, which the layer owns, is looked up. */
+static void place(BDRVDedupShareState *s, const DedupLayer *l, DedupBlock *b)
+{
+    b->in_map = b->number;
+    b->map = l->map;
+    if (l->own) {
+        b->map = qatomic_read(&s->others_write)
+                 ? NULL : dedup_own_map(l->own, b->number);
+    }
+    if (l->alias && b->map == l->map && b->map) {
+        dedup_alias_lookup(l->alias, &b->map, &b->in_map);
+    }
 }
 
 /* Are the blocks in the first layer, without a look? */
@@ -138,8 +238,8 @@ first_owns(BlockDriverState *bs, const DedupBlock *blocks, unsigned n)
     BDRVDedupShareState *s = bs->opaque;
     int64_t end = (blocks[0].number + n) * DEDUP_BLOCK_SIZE;
 
-    return s->nlayers && s->layers[0].map && s->layers[0].whole &&
-           end / BDRV_SECTOR_SIZE <= bs->total_sectors;
+    return s->nlayers && (s->layers[0].map || s->layers[0].own) &&
+           s->layers[0].whole && end / BDRV_SECTOR_SIZE <= bs->total_sectors;
 }
 
 void coroutine_fn GRAPH_RDLOCK
@@ -153,7 +253,7 @@ dedup_find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
 
     if (first_owns(bs, blocks, n)) {
         for (i = 0; i < n; i++) {
-            blocks[i].map = s->layers[0].map;
+            place(s, &s->layers[0], &blocks[i]);
         }
     }
     while (i < n) {
@@ -172,7 +272,10 @@ dedup_find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
                           data || !whole ? DEDUP_NO_LAYER : DEDUP_UNALLOCATED;
 
         for (whole = MAX(whole, 1); whole && i < n; whole--, i++) {
-            blocks[i].map = l ? l->map : NULL;
+            blocks[i].map = NULL;
+            if (l) {
+                place(s, l, &blocks[i]);
+            }
             if (!blocks[i].map && blocks[i].result == DEDUP_GIVEN) {
                 blocks[i].result = why;
             }

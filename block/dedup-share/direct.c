@@ -105,6 +105,11 @@ read_run(BlockDriverState *bs, const Part *p, int64_t from, int64_t end)
                                p->flags);
 }
 
+static bool is_there(const DedupBlock *b)
+{
+    return b->placed || dedup_in_place(b->result);
+}
+
 static int coroutine_fn GRAPH_RDLOCK
 read_part(BlockDriverState *bs, const Part *p, Cursor *c)
 {
@@ -114,11 +119,10 @@ read_part(BlockDriverState *bs, const Part *p, Cursor *c)
 
     dedup_read_blocks(bs, blocks, n, give);
     for (i = 0; i < n && ret >= 0; i += run) {
-        bool in_place = dedup_in_place(blocks[i].result);
+        bool in_place = is_there(&blocks[i]);
 
         run = 1;
-        while (i + run < n &&
-               dedup_in_place(blocks[i + run].result) == in_place) {
+        while (i + run < n && is_there(&blocks[i + run]) == in_place) {
             run++;
         }
         if (!in_place) {

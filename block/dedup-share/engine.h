@@ -6,9 +6,15 @@
  * Policy.  Knows the index and the store's ops; nothing of block driver
  * states, of Xen or of QAPI.
  *
- *   look up the block map -- hit ------------------------.
- *        |                                               v
- *       miss: take slots, read the image, fill, seal, record -> give -> check
+ *   look up the block map -- hit ------------------------------------.
+ *        |                                                           |
+ *       miss: read the image                                         v
+ *        |-- zeroes ------------------- record that -> read in the   give
+ *        |                                             ordinary way    |
+ *        |-- the hash index has it, and the bytes are the same:        |
+ *        |                                             record -------->|
+ *        `-- new: take slots, fill, seal, ------------ record -------->|
+ *                                                                    check
  *
  * Invariants
  *
@@ -16,15 +22,19 @@
  *   was filled for it in this request.
  * - A frame is filled from the reader that the caller hands in, never from
  *   guest memory, and recorded only if no write overlapped (tracker.h).
+ * - A frame that was found by its content's digest is compared, byte by byte,
+ *   with what was read before it is recorded or given.
  * - The id is checked after the give as well: if the frame was evicted in
  *   between, the block counts as not given.
- * - Whatever fails, the block's result says so and the caller reads it.
+ * - Whatever fails, the block's result says so; if what was read could be put
+ *   where it is wanted the block is *placed*, and else the caller reads it.
  */
 
 #ifndef DEDUP_SHARE_ENGINE_H
 #define DEDUP_SHARE_ENGINE_H
 
 #include "group.h"
+#include "map.h"
 #include "qemu/stats64.h"
 #include "tracker.h"
 
@@ -34,12 +44,14 @@
  */
 #define DEDUP_HOT_ARRAY __attribute__((uninitialized))
 
-/* A block of a request.  The caller sets the first three. */
+/* A block of a request.  The caller sets all but what is the engine's. */
 typedef struct DedupBlock {
     DedupMap *map;              /* of the layer that owns it; NULL if none */
-    uint64_t number;            /* in the disk, hence in each layer of it */
+    uint64_t in_map;            /* its number there */
+    uint64_t number;            /* in the disk */
     DedupDest dest;
     DedupResult result;
+    bool placed;                /* not given, but the destination has it */
     /* the engine's */
     DedupFrameId id;
     uint64_t word;
@@ -49,6 +61,7 @@ typedef struct DedupCounters {
     Stat64 blocks_read;
     Stat64 hits;
     Stat64 misses;
+    Stat64 matched;             /* of these, found by content */
     Stat64 results[DEDUP_RESULT__MAX];
     Stat64 copied;
     Stat64 bytes_filled;
@@ -64,6 +77,7 @@ typedef struct DedupRead {
     DedupTracker *tracker;
     DedupRange *fill;           /* begun; covers all the blocks */
     DedupCounters *counters;
+    DedupShareAdmission admission;
     /* Read @n blocks from block @first on into @buf; 0 or -errno. */
     int coroutine_fn (*read)(void *opaque, uint64_t first, unsigned n,
                              void *buf);

@@ -6,7 +6,9 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/error-report.h"
 #include "qemu/main-loop.h"
+#include "map.h"
 #include "reclaim.h"
 #include "trace.h"
 
@@ -24,8 +26,6 @@ const DedupStoreOps *dedup_store_find(DedupShareStore kind)
     return store_ops[kind];
 }
 
-/* A slot is a 32-bit number, and slot + 1 must be one too. */
-#define MAX_FRAMES (UINT32_MAX - 1)
 
 bool dedup_group_check(const DedupGroupConfig *config, Error **errp)
 {
@@ -47,11 +47,11 @@ bool dedup_group_check(const DedupGroupConfig *config, Error **errp)
                    "greater than 0", config->size, DEDUP_BLOCK_SIZE);
         return false;
     }
-    if (config->size / DEDUP_BLOCK_SIZE > MIN(host, MAX_FRAMES)) {
+    if (config->size / DEDUP_BLOCK_SIZE > MIN(host, DEDUP_MAX_FRAMES)) {
         error_setg(errp, "store-size: %" PRIu64 " is more than the host's %"
                    PRIu64 " bytes of memory; choose less, an eighth is the "
                    "default", config->size,
-                   MIN(host, MAX_FRAMES) * DEDUP_BLOCK_SIZE);
+                   MIN(host, DEDUP_MAX_FRAMES) * DEDUP_BLOCK_SIZE);
         return false;
     }
     return true;
@@ -68,12 +68,36 @@ static void reap_store(const uint8_t uuid[16])
     }
 }
 
+/*
+ * --- damage ----------------------------------------------------------------
+ */
+
+static void (*on_damage)(DedupGroup *group);
+
+void dedup_group_on_damage(void (*fn)(DedupGroup *group))
+{
+    on_damage = fn;
+}
+
+static void group_damaged(void *opaque)
+{
+    DedupGroup *g = opaque;
+
+    if (on_damage && g->refcnt) {
+        on_damage(g);
+    }
+}
+
+/*
+ * --- joining and leaving ---------------------------------------------------
+ */
+
 /* The first of a group: make the store, then the index that leads to it. */
 static bool group_create(DedupGroup *g, const DedupGroupConfig *config,
                          Error **errp)
 {
     uint32_t nframes = config->has_size ? config->size / DEDUP_BLOCK_SIZE
-                     : MIN(MAX(g->ops->host_frames() / 8, 1), MAX_FRAMES);
+                     : MIN(MAX(g->ops->host_frames() / 8, 1), DEDUP_MAX_FRAMES);
     DedupStoreId id = { .kind = config->store };
 
     memcpy(id.uuid, g->dir.uuid, sizeof(id.uuid));
@@ -81,22 +105,41 @@ static bool group_create(DedupGroup *g, const DedupGroupConfig *config,
     if (!g->store) {
         return false;
     }
-    if (!dedup_index_map(&g->index, g->dir.fd, g->dir.path, true, nframes,
-                         &id, errp)) {
+    if (!dedup_index_make(&g->index, g->dir.fd, g->dir.path, nframes,
+                          g->ops->has_words, &id, errp)) {
         g->ops->close(g->store, true);
         return false;
     }
     return true;
 }
 
+/* The index is damaged: begin anew.  The group's directory is locked. */
+static bool group_restart(DedupGroup *g, const DedupGroupConfig *config,
+                          Error **errp)
+{
+    warn_report("dedup-share: the index of group '%s' was damaged: the store "
+                "restarts empty", g->name);
+    reap_store(g->dir.uuid);
+    dedup_dir_empty(&g->dir);
+    return group_create(g, config, errp);
+}
+
 static bool group_attach(DedupGroup *g, const DedupGroupConfig *config,
-                         Error **errp)
+                         bool *create, Error **errp)
 {
     DedupStoreId id;
+    bool damaged;
+    Error *err = NULL;
 
-    if (!dedup_index_map(&g->index, g->dir.fd, g->dir.path, false,
-                         config->has_size ? config->size / DEDUP_BLOCK_SIZE
-                                          : 0, NULL, errp)) {
+    if (!dedup_index_attach(&g->index, g->dir.fd, g->dir.path,
+                            config->has_size ? config->size / DEDUP_BLOCK_SIZE
+                                             : 0, &damaged, &err)) {
+        if (damaged) {
+            error_free(err);
+            *create = true;
+            return group_restart(g, config, errp);
+        }
+        error_propagate(errp, err);
         return false;
     }
     id = g->index.hdr->store;
@@ -119,27 +162,37 @@ static void close_all(DedupGroup *g, bool last)
     dedup_index_unmap(&g->index);
 }
 
-/* Take part in who holds what, if the store does not know it. */
-static bool group_hold(DedupGroup *g, bool create, Error **errp)
+/* Become one of the group's members. */
+static bool group_enter(DedupGroup *g, bool create, Error **errp)
 {
-    if (!g->ops->each_used) {
-        return true;
-    }
-    g->holders = g_new0(DedupHolders, 1);
-    if (!dedup_holders_open(g->holders, g->dir.fd, g->index.nframes, create,
-                            errp)) {
-        g_free(g->holders);
+    DedupHolders *h = &g->holders;
+
+    if (!dedup_holders_open(h, g->dir.fd, g->index.nframes, g->ops->each_used,
+                            create, errp)) {
         close_all(g, create);
         return false;
     }
-    dedup_reclaim_start(g);
+    if (!dedup_holders_take_row(h, dedup_bury, g, errp)) {
+        dedup_holders_close(h);
+        close_all(g, create);
+        return false;
+    }
+    g->index.member = h->row + 1;
     return true;
+}
+
+/* Set up what there is but one of in a process. */
+static void group_start(DedupGroup *g)
+{
+    g->damaged_bh = aio_bh_new(qemu_get_aio_context(), group_damaged, g);
+    dedup_reclaim_start(g);
+    QLIST_INSERT_HEAD(&groups, g, next);
 }
 
 static DedupGroup *group_join(const DedupGroupConfig *config, Error **errp)
 {
     DedupGroup *g = g_new0(DedupGroup, 1);
-    bool alone;
+    bool alone, create;
 
     g->ops = store_ops[config->store];
     g->refcnt = 1;
@@ -149,19 +202,21 @@ static DedupGroup *group_join(const DedupGroupConfig *config, Error **errp)
                         errp)) {
         goto fail;
     }
+    create = alone;
     if (!(alone ? group_create(g, config, errp)
-                : group_attach(g, config, errp)) ||
-        !group_hold(g, alone, errp)) {
+                : group_attach(g, config, &create, errp)) ||
+        !group_enter(g, create, errp)) {
         if (alone) {
             dedup_dir_remove(&g->dir);
         }
         dedup_dir_close(&g->dir);
         goto fail;
     }
+    dedup_map_sweep(g->dir.fd, g->dir.path);
     dedup_dir_joined(&g->dir);
-    trace_dedup_index_open(g->dir.path, alone, g->index.nframes);
+    trace_dedup_index_open(g->dir.path, create, g->index.nframes);
     dedup_dir_sweep(g->root, g->name, reap_store);
-    QLIST_INSERT_HEAD(&groups, g, next);
+    group_start(g);
     return g;
 
 fail:
@@ -177,7 +232,8 @@ DedupGroup *dedup_group_get(const DedupGroupConfig *config, Error **errp)
 
     GLOBAL_STATE_CODE();
     QLIST_FOREACH(g, &groups, next) {
-        if (strcmp(g->name, config->name) || strcmp(g->root, config->root)) {
+        if (strcmp(g->name, config->name) || strcmp(g->root, config->root) ||
+            dedup_index_is_damaged(&g->index)) {
             continue;
         }
         if (config->has_size &&
@@ -199,7 +255,7 @@ DedupGroup *dedup_group_find(const char *name)
     DedupGroup *g;
 
     QLIST_FOREACH(g, &groups, next) {
-        if (!strcmp(g->name, name)) {
+        if (!strcmp(g->name, name) && !dedup_index_is_damaged(&g->index)) {
             return g;
         }
     }
@@ -209,11 +265,10 @@ DedupGroup *dedup_group_find(const char *name)
 static void group_free(DedupGroup *g, bool last)
 {
     trace_dedup_index_close(g->dir.path, last);
-    if (g->holders) {
-        dedup_reclaim_stop(g);
-        dedup_holders_close(g->holders);
-        g_free(g->holders);
-    }
+    dedup_reclaim_stop(g);
+    qemu_bh_delete(g->damaged_bh);
+    dedup_holders_close(&g->holders);
+    dedup_seen_close(&g->seen);
     close_all(g, last);
     if (last) {
         dedup_dir_remove(&g->dir);

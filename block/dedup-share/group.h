@@ -6,6 +6,10 @@
  * One object a group and process, shared by the process's filter nodes.
  * Got and put in the main loop; used, while held, from any thread.
  *
+ * If a group's index is damaged, the group begins anew, with an empty store:
+ * whoever joins first finds that and makes new files in its directory.  The old
+ * ones stay with those who have them open.
+ *
  * A process whose guest still uses frames stays in the group when its last node
  * is closed, until it ends: otherwise the frames could be evicted.
  */
@@ -13,6 +17,7 @@
 #ifndef DEDUP_SHARE_GROUP_H
 #define DEDUP_SHARE_GROUP_H
 
+#include "admission.h"
 #include "index-dir.h"
 #include "holders.h"
 #include "qemu/stats64.h"
@@ -29,9 +34,10 @@ typedef struct DedupGroup {
     DedupDir dir;
     Stat64 full_until;          /* monotonic time, us; no fill before that */
     Stat64 evicted;
-    /* NULL where the store itself knows who uses its frames: */
-    DedupHolders *holders;
+    DedupHolders holders;
     DedupReclaim *reclaim;
+    DedupSeen seen;             /* open if a node wants it; main loop */
+    QEMUBH *damaged_bh;         /* main loop: see dedup_group_on_damage() */
     QLIST_ENTRY(DedupGroup) next;
 } DedupGroup;
 
@@ -52,6 +58,13 @@ bool dedup_group_check(const DedupGroupConfig *config, Error **errp);
  */
 DedupGroup *dedup_group_get(const DedupGroupConfig *config, Error **errp);
 void dedup_group_put(DedupGroup *group);
+
+/*
+ * The index of @group is found to be damaged.  Its nodes are to leave it, and
+ * to join again, which gets them a new store; what their guests have of the old
+ * one stays as it is.  @fn is called in the main loop, once or more often.
+ */
+void dedup_group_on_damage(void (*fn)(DedupGroup *group));
 
 /* The process ends: leave the groups that it has stayed in. */
 void dedup_groups_leave(void);

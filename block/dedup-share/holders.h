@@ -1,10 +1,10 @@
 /*
- * dedup-share: which frames the processes of a group hold
+ * dedup-share: the processes of a group, and which frames they hold
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * A store that cannot count a frame's users keeps this table.  Each process of
- * the group has a row in the file "held", with a bit for each slot.
+ * Each process of the group has a row in the file "held".  If the store cannot
+ * count a frame's users, the row has a bit for each slot.
  *
  * Invariants
  *
@@ -14,8 +14,12 @@
  *   process has found sealed, with the bit set, is not evicted.
  * - A bit is cleared by its own process only, by a trim: when no request that
  *   could have set it is under way, and no guest page maps the frame.
+ * - Each bit is there twice, in a word and inverted in another.  A slot is not
+ *   held only if both words say so and agree in all their bits: so rows that
+ *   were scribbled over are rows that hold everything.
  * - A row belongs to who holds the lock of its byte in the file.  Who can take
- *   that lock knows that the row's process is dead, and clears the row.  The
+ *   that lock knows that the row's process is dead, finds what that was doing
+ *   with slots (index.h), and clears the row; nobody gets the row before.  The
  *   memory of all rows below the header's count is there, so nobody's look at
  *   them fails.
  * - Nobody waits for another process.
@@ -31,9 +35,6 @@
 
 #include "qemu/thread.h"
 
-/* Most processes of a group. */
-#define DEDUP_MAX_MEMBERS 1024
-
 /* Threads take their locks by stripes, so that they do not meet. */
 #define DEDUP_HOLD_STRIPES 16
 
@@ -42,6 +43,11 @@ typedef struct DedupHoldStripe {
     unsigned in_flight[2];      /* requests, by parity; atomic */
 } QEMU_ALIGNED(64) DedupHoldStripe;
 
+/*
+ * The process of a row, from 0 on, has died: see dedup_index_recover().
+ */
+typedef void DedupBuryFn(void *opaque, unsigned row);
+
 typedef struct DedupHolders {
     int fd;
     uint32_t nframes;
@@ -49,10 +55,13 @@ typedef struct DedupHolders {
     size_t row_size;
     size_t size;
     void *base;                 /* a header page, then the rows */
-    unsigned long *bits;        /* our row */
+    bool counts;                /* do rows have bits? */
+    uint64_t *bits;             /* our row: word, inverted word, word ... */
+    DedupBuryFn *bury;
+    void *opaque;
     /* These change with all stripes locked, and may be read with one. */
     unsigned parity;
-    unsigned long *marks;       /* NULL unless a trim is under way */
+    uint64_t *marks;            /* NULL unless a trim is under way */
     DedupHoldStripe stripes[DEDUP_HOLD_STRIPES];
 } DedupHolders;
 
@@ -63,14 +72,19 @@ typedef struct DedupHold {
 } DedupHold;
 
 /*
- * Make (@create) or open the file "held" in @dirfd, for @nframes slots, and
- * take a row.  Main loop, with the group's directory locked.
+ * Make (@create) or open the file "held" in @dirfd, for @nframes slots; rows
+ * have bits if the process @counts.  Main loop, with the group's directory
+ * locked.  Then take a row, burying who had it before.
  */
 bool dedup_holders_open(DedupHolders *h, int dirfd, uint32_t nframes,
-                        bool create, Error **errp);
+                        bool counts, bool create, Error **errp);
+bool dedup_holders_take_row(DedupHolders *h, DedupBuryFn *bury, void *opaque,
+                            Error **errp);
 void dedup_holders_close(DedupHolders *h);
 
 /*
+ * These do nothing if rows have no bits.
+ *
  * Hold the frames @slots from now on, also beyond dedup_hold_end(), until a
  * trim finds that they are not used.  Any slot may be named.  Any thread.
  */
@@ -80,10 +94,16 @@ void dedup_hold_more(DedupHolders *h, DedupHold *hold, const uint32_t *slots,
                      unsigned n);
 void dedup_hold_end(DedupHold *hold);
 
-/* Clear the rows of processes that have died. */
+/* Bury those that have died. */
 void dedup_holders_bury(DedupHolders *h);
 
-/* Slots @first to @first + 63, a multiple of 64, that some process holds. */
+/* How many processes there are. */
+unsigned dedup_holders_alive(DedupHolders *h);
+
+/*
+ * Slots @first to @first + 63, a multiple of 64, that some process holds.  All,
+ * if that cannot be told.
+ */
 uint64_t dedup_holders_word(DedupHolders *h, uint32_t first);
 
 /* A trim, by one thread at a time. */

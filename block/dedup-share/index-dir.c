@@ -11,6 +11,7 @@
 #include <linux/magic.h>
 #include "qapi/error.h"
 #include "qemu/ctype.h"
+#include "qemu/error-report.h"
 #include "index-dir.h"
 #include "trace.h"
 
@@ -156,6 +157,7 @@ static bool name_is_ours(const char *name)
 {
     return !strcmp(name, "lock") || !strcmp(name, "index") ||
            !strcmp(name, "index.new") || !strcmp(name, "held") ||
+           !strcmp(name, "seen") ||
            g_str_has_prefix(name, "map-") || g_str_has_prefix(name, "frames");
 }
 
@@ -188,23 +190,34 @@ static void remove_files(DedupDir *dir)
     }
 }
 
+void dedup_dir_empty(DedupDir *dir)
+{
+    remove_files(dir);
+}
+
 /* Nobody is in the group: remove what the last one left, if it was killed. */
 static bool reclaim(DedupDir *dir, DedupReap *reap,
                     Error **errp)
 {
-    DedupIndex index = { 0 };
+    DedupIndex index;
+    bool damaged = false;
+    Error *err = NULL;
 
     if (!only_ours(dir->path, errp)) {
         return false;
     }
     reap(dir->uuid);            /* also if the index is no good */
     if (!faccessat(dir->fd, "index", F_OK, AT_SYMLINK_NOFOLLOW)) {
-        if (!dedup_index_map(&index, dir->fd, dir->path, false, 0, NULL,
-                             errp)) {
+        if (dedup_index_attach(&index, dir->fd, dir->path, 0, &damaged,
+                               &err)) {
+            dedup_index_unmap(&index);
+        } else if (damaged) {
+            warn_report_err(err);
+        } else {
+            error_propagate(errp, err);
             return false;
         }
         trace_dedup_index_reap(dir->path);
-        dedup_index_unmap(&index);
     }
     remove_files(dir);
     return true;

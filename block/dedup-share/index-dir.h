@@ -64,6 +64,9 @@ bool dedup_dir_join(DedupDir *dir, const char *root, const char *group,
 bool dedup_dir_lock(DedupDir *dir, const char *root, const char *name,
                     Error **errp);
 
+/* Remove the files of a group whose index is damaged. */
+void dedup_dir_empty(DedupDir *dir);
+
 /* The group is set up: let the others in. */
 void dedup_dir_joined(DedupDir *dir);
 

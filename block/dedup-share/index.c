@@ -1,5 +1,5 @@
 /*
- * dedup-share index: frame table and block maps
+ * dedup-share index: the file and the frame table
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -9,70 +9,71 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/atomic.h"
+#include "qemu/bitops.h"
 #include "qemu/crc32c.h"
-#include "qemu/cutils.h"
+#include "qemu/host-utils.h"
+#include "qemu/xxhash.h"
+#include "files.h"
 #include "index.h"
+#include "trace.h"
 
-enum {
-    FRAME_FREE,
-    FRAME_FILLING,
-    FRAME_SEALED,
-    FRAME_RETIRED,
-    FRAME_EVICTING,
-};
+/* A word of bits is for so many slots. */
+QEMU_BUILD_BUG_ON(BITS_PER_LONG != 64);
 
 #define REMEDY "; end the QEMUs of that group and remove the directory, " \
                "or choose another group or index-dir"
 
-static uint64_t frame_tag(uint32_t generation, uint32_t state)
+/* --- the file ------------------------------------------------------------- */
+
+/* Where the arrays are.  Returns the size of the file. */
+static size_t lay_out(DedupIndex *index, uint32_t nframes, bool words)
 {
-    return (uint64_t)generation << 32 | state;
+    size_t nbits = DIV_ROUND_UP(nframes, BITS_PER_LONG) * sizeof(long);
+    void *at = (void *)index->hdr + DEDUP_HEADER_SIZE;
+
+    index->nframes = nframes;
+    index->nbuckets = dedup_hash_buckets(nframes);
+    index->hash = at;           /* each bucket is within one cache line */
+    at += (size_t)index->nbuckets * DEDUP_BUCKET * sizeof(uint32_t);
+    index->tags = at;
+    at += nframes * sizeof(uint64_t);
+    index->digests = at;
+    at += nframes * sizeof(uint64_t);
+    index->words = words ? at : NULL;
+    at += words ? nframes * sizeof(uint64_t) : 0;
+    index->free = at;
+    at += nbits;
+    index->used = at;
+    at += nbits;
+    return ROUND_UP(at - (void *)index->hdr, DEDUP_HEADER_SIZE);
 }
 
-static uint32_t tag_generation(uint64_t tag)
+static size_t file_size(uint32_t nframes, bool words)
 {
-    return tag >> 32;
+    DedupIndex nowhere = { 0 };
+
+    return lay_out(&nowhere, nframes, words);
 }
 
-/* A new file of @size zeroes with @header in front; < 0 with errno set. */
-static int make_file(int dirfd, const char *name, size_t size,
-                     const void *header, size_t header_size)
+static uint32_t index_crc(const DedupIndexHeader *hdr)
 {
-    int fd = openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    int err;
-
-    if (fd < 0) {
-        return -1;
-    }
-    errno = ENOSPC;             /* if less is written than was to be */
-    if (ftruncate(fd, size) < 0 ||
-        pwrite(fd, header, header_size, 0) != header_size) {
-        err = errno;
-        unlinkat(dirfd, name, 0);
-        close(fd);
-        errno = err;
-        return -1;
-    }
-    return fd;
+    return crc32c(~0u, (const uint8_t *)hdr,
+                  offsetof(DedupIndexHeader, crc));
 }
 
-/* Open a file that is there already and has exactly *size bytes, if not 0. */
-static int open_file(int dirfd, const char *name, size_t *size)
-{
-    int fd = openat(dirfd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    struct stat st;
+static uint64_t make_tag(DedupIndex *index, uint32_t slot, uint32_t generation,
+                         unsigned member, DedupFrameState state);
 
-    if (fd < 0) {
-        return -1;
+/* All slots are free. */
+static void fill_in(DedupIndex *index)
+{
+    uint32_t slot;
+
+    for (slot = 0; slot < index->nframes; slot++) {
+        index->tags[slot] = make_tag(index, slot, 1, 0, DEDUP_FRAME_FREE);
+        index->free[BIT_WORD(slot)] |= BIT_MASK(slot);
     }
-    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
-        st.st_size < DEDUP_HEADER_SIZE || (*size && *size != st.st_size)) {
-        close(fd);
-        errno = EINVAL;
-        return -1;
-    }
-    *size = st.st_size;
-    return fd;
+    index->hdr->nfree = index->nframes;
 }
 
 /*
@@ -88,8 +89,8 @@ static void *map_index(int fd, size_t size, bool populate)
     close(fd);
     if (base == MAP_FAILED) {
         base = NULL;
-    } else if (populate && madvise(base, size, MADV_POPULATE_WRITE) < 0) {
-        err = errno == EFAULT ? ENOSPC : errno;
+    } else if (populate && !dedup_populate(base, size)) {
+        err = errno;
         munmap(base, size);
         base = NULL;
     }
@@ -97,32 +98,32 @@ static void *map_index(int fd, size_t size, bool populate)
     return base;
 }
 
-static uint32_t index_crc(const DedupIndexHeader *hdr)
-{
-    return crc32c(~0u, (const uint8_t *)hdr,
-                  offsetof(DedupIndexHeader, crc));
-}
-
-static bool index_make(DedupIndex *index, int dirfd, const char *what,
-                       uint32_t nframes, const DedupStoreId *store,
-                       Error **errp)
+bool dedup_index_make(DedupIndex *index, int dirfd, const char *what,
+                      uint32_t nframes, bool words, const DedupStoreId *store,
+                      Error **errp)
 {
     DedupIndexHeader hdr = {
         .magic = DEDUP_INDEX_MAGIC,
         .version = DEDUP_INDEX_VERSION,
         .nframes = nframes,
-        .frames_offset = DEDUP_HEADER_SIZE,
+        .has_words = words,
         .store = *store,
+        .size = file_size(nframes, words),
     };
     int fd;
 
-    hdr.size = ROUND_UP(DEDUP_HEADER_SIZE + nframes * sizeof(DedupFrame),
-                        DEDUP_HEADER_SIZE);
+    hdr.seed = dedup_random();
     hdr.crc = index_crc(&hdr);
-    fd = make_file(dirfd, "index.new", hdr.size, &hdr, sizeof(hdr));
+    unlinkat(dirfd, "index.new", 0);
+    fd = dedup_make_file(dirfd, "index.new", hdr.size, &hdr, sizeof(hdr));
+    *index = (DedupIndex) { .size = hdr.size, .seed = hdr.seed };
     index->hdr = fd < 0 ? NULL : map_index(fd, hdr.size, true);
-    if (index->hdr && !renameat(dirfd, "index.new", dirfd, "index")) {
-        return true;
+    if (index->hdr) {
+        lay_out(index, nframes, words);
+        fill_in(index);
+        if (!renameat(dirfd, "index.new", dirfd, "index")) {
+            return true;
+        }
     }
     error_setg_errno(errp, errno, "index-dir: could not make the index of %"
                      PRIu64 " bytes in '%s'; choose a smaller store-size or "
@@ -135,46 +136,43 @@ static bool index_make(DedupIndex *index, int dirfd, const char *what,
 }
 
 /* Is what was mapped an index of ours?  @size: what was mapped. */
-static bool index_check(const DedupIndexHeader *hdr, size_t size,
-                        const char *what, Error **errp)
+static bool index_check(DedupIndexHeader *hdr, size_t size,
+                        const char *what, bool *damaged, Error **errp)
 {
-    if (hdr->magic != DEDUP_INDEX_MAGIC) {
-        error_setg(errp, "index-dir: '%s' holds an 'index' that is not "
-                   "dedup-share's" REMEDY, what);
-    } else if (hdr->version != DEDUP_INDEX_VERSION) {
+    if (hdr->magic == DEDUP_INDEX_MAGIC &&
+        hdr->version != DEDUP_INDEX_VERSION) {
         error_setg(errp, "index-dir: '%s' was made by another version of "
                    "dedup-share (format %" PRIu32 ", this QEMU has %d)"
                    REMEDY, what, hdr->version, DEDUP_INDEX_VERSION);
-    } else if (hdr->crc != index_crc(hdr) || hdr->size != size ||
-               hdr->frames_offset != DEDUP_HEADER_SIZE ||
-               (size - DEDUP_HEADER_SIZE) / sizeof(DedupFrame) <
-               hdr->nframes) {
-        error_setg(errp, "index-dir: '%s' holds a damaged or truncated index"
-                   REMEDY, what);
-    } else {
-        return true;
-    }
-    return false;
-}
-
-static bool index_attach(DedupIndex *index, int dirfd, const char *what,
-                         uint32_t nframes, Error **errp)
-{
-    size_t size = 0;
-    int fd = open_file(dirfd, "index", &size);
-
-    index->hdr = fd < 0 ? NULL : map_index(fd, size, false);
-    if (!index->hdr) {
-        if (errno == EINVAL) {
-            error_setg(errp, "index-dir: '%s' holds a damaged or truncated "
-                       "index" REMEDY, what);
-        } else {
-            error_setg_errno(errp, errno, "Could not open the index in '%s'",
-                             what);
-        }
         return false;
     }
-    if (!index_check(index->hdr, size, what, errp)) {
+    *damaged = hdr->magic != DEDUP_INDEX_MAGIC || hdr->crc != index_crc(hdr) ||
+               hdr->size != size || hdr->nframes > DEDUP_MAX_FRAMES ||
+               file_size(hdr->nframes, hdr->has_words) != size ||
+               qatomic_read(&hdr->damaged);
+    if (*damaged) {
+        error_setg(errp, "index-dir: the index in '%s' is damaged", what);
+        qatomic_set(&hdr->damaged, 1);      /* whoever uses it stops that */
+    }
+    return !*damaged;
+}
+
+bool dedup_index_attach(DedupIndex *index, int dirfd, const char *what,
+                        uint32_t nframes, bool *damaged, Error **errp)
+{
+    size_t size = 0;
+    int fd = dedup_open_file(dirfd, "index", &size);
+
+    *damaged = false;
+    *index = (DedupIndex) { 0 };
+    index->hdr = fd < 0 ? NULL : map_index(fd, size, false);
+    if (!index->hdr) {
+        *damaged = errno == EINVAL || errno == ENOENT;
+        error_setg_errno(errp, errno, "index-dir: could not open the index in "
+                         "'%s'", what);
+        return false;
+    }
+    if (!index_check(index->hdr, size, what, damaged, errp)) {
         munmap(index->hdr, size);
         return false;
     }
@@ -185,304 +183,337 @@ static bool index_attach(DedupIndex *index, int dirfd, const char *what,
         munmap(index->hdr, size);
         return false;
     }
+    index->size = size;
+    index->seed = index->hdr->seed;
+    lay_out(index, index->hdr->nframes, index->hdr->has_words);
     return true;
-}
-
-bool dedup_index_map(DedupIndex *index, int dirfd, const char *what,
-                     bool create, uint32_t nframes, const DedupStoreId *store,
-                     Error **errp)
-{
-    bool ok = create ? index_make(index, dirfd, what, nframes, store, errp)
-                     : index_attach(index, dirfd, what, nframes, errp);
-
-    if (ok) {
-        index->frames = (void *)index->hdr + DEDUP_HEADER_SIZE;
-        /* kept here: nobody can make us read beyond the mapping later */
-        index->nframes = index->hdr->nframes;
-    }
-    return ok;
 }
 
 void dedup_index_unmap(DedupIndex *index)
 {
-    munmap(index->hdr,
-           ROUND_UP(DEDUP_HEADER_SIZE + index->nframes * sizeof(DedupFrame),
-                    DEDUP_HEADER_SIZE));
+    munmap(index->hdr, index->size);
     memset(index, 0, sizeof(*index));
 }
 
-/*
- * Pop a slot off the free list, whose head carries a count of pops so that a
- * slot that was taken and returned meanwhile is noticed.
- */
-static bool free_list_pop(DedupIndex *index, uint32_t *slot)
+void dedup_index_set_damaged(DedupIndex *index)
 {
-    uint64_t head = qatomic_read(&index->hdr->free_list);
-
-    for (;;) {
-        uint32_t first = head;
-        uint64_t next, seen;
-
-        if (!first || first > index->nframes) {
-            return false;
-        }
-        next = (uint32_t)qatomic_read(&index->frames[first - 1].word);
-        next |= ((head >> 32) + 1) << 32;
-        seen = qatomic_cmpxchg(&index->hdr->free_list, head, next);
-        if (seen == head) {
-            *slot = first - 1;
-            return true;
-        }
-        head = seen;
+    if (!qatomic_xchg(&index->hdr->damaged, 1)) {
+        trace_dedup_index_damaged(index->nframes);
     }
 }
 
-static void free_list_push(DedupIndex *index, uint32_t slot)
+/* --- tags ----------------------------------------------------------------- */
+
+/* check << 34 | generation << 14 | member << 3 | state */
+enum {
+    MEMBER_SHIFT = 3,
+    GENERATION_SHIFT = 14,
+    CHECK_SHIFT = GENERATION_SHIFT + DEDUP_GENERATION_BITS,
+};
+QEMU_BUILD_BUG_ON(DEDUP_FRAME__MAX > 1 << MEMBER_SHIFT);
+QEMU_BUILD_BUG_ON(DEDUP_MAX_MEMBERS >= 1 << (GENERATION_SHIFT - MEMBER_SHIFT));
+
+static uint64_t checked(DedupIndex *index, uint32_t slot, uint64_t value)
 {
-    uint64_t head = qatomic_read(&index->hdr->free_list);
-
-    for (;;) {
-        uint64_t seen;
-
-        qatomic_set(&index->frames[slot].word, (uint32_t)head);
-        seen = qatomic_cmpxchg(&index->hdr->free_list, head,
-                               (head & ~(uint64_t)UINT32_MAX) | (slot + 1));
-        if (seen == head) {
-            return;
-        }
-        head = seen;
-    }
+    return value | (uint64_t)qemu_xxhash5(index->seed, value, slot) <<
+                   CHECK_SHIFT;
 }
 
-/* Take up to @n slots that were never used; they follow each other. */
-static unsigned fresh_slots(DedupIndex *index, uint32_t *slots, unsigned n)
+static uint64_t make_tag(DedupIndex *index, uint32_t slot, uint32_t generation,
+                         unsigned member, DedupFrameState state)
 {
-    uint32_t next = qatomic_read(&index->hdr->next_slot);
-
-    while (next < index->nframes) {
-        unsigned i, take = MIN(n, index->nframes - next);
-        uint32_t seen = qatomic_cmpxchg(&index->hdr->next_slot, next,
-                                        next + take);
-        if (seen == next) {
-            for (i = 0; i < take; i++) {
-                slots[i] = next + i;
-            }
-            return take;
-        }
-        next = seen;
-    }
-    return 0;
+    return checked(index, slot, (uint64_t)generation << GENERATION_SHIFT |
+                                (uint64_t)member << MEMBER_SHIFT | state);
 }
 
-unsigned dedup_index_alloc(DedupIndex *index, uint32_t *slots, unsigned n)
+static uint32_t tag_generation(uint64_t tag)
 {
-    unsigned i, got = fresh_slots(index, slots, n);
+    return tag >> GENERATION_SHIFT & DEDUP_GENERATION_MAX;
+}
 
-    while (got < n && free_list_pop(index, &slots[got])) {
-        got++;
+static unsigned tag_member(uint64_t tag)
+{
+    return tag >> MEMBER_SHIFT & MAKE_64BIT_MASK(0, GENERATION_SHIFT -
+                                                    MEMBER_SHIFT);
+}
+
+/* DEDUP_FRAME_DAMAGED, and all are told, if we did not write @tag. */
+static DedupFrameState tag_state(DedupIndex *index, uint32_t slot,
+                                 uint64_t tag)
+{
+    if (checked(index, slot, tag & MAKE_64BIT_MASK(0, CHECK_SHIFT)) != tag) {
+        dedup_index_set_damaged(index);
+        return DEDUP_FRAME_DAMAGED;
     }
-    for (i = 0; i < got; i++) {
-        DedupFrame *f = &index->frames[slots[i]];
-        uint32_t generation = tag_generation(qatomic_read(&f->tag));
+    return tag & MAKE_64BIT_MASK(0, MEMBER_SHIFT);
+}
 
-        qatomic_set(&f->tag, frame_tag(MAX(generation, 1), FRAME_FILLING));
+DedupFrameState dedup_index_state(DedupIndex *index, uint32_t slot,
+                                  unsigned *member)
+{
+    uint64_t tag = qatomic_read(&index->tags[slot]);
+
+    *member = tag_member(tag);
+    return tag_state(index, slot, tag);
+}
+
+/* Change the state of a slot that is not ours yet. */
+static bool take(DedupIndex *index, uint32_t slot, DedupFrameState from,
+                 DedupFrameState to)
+{
+    uint64_t tag = qatomic_read(&index->tags[slot]);
+
+    /* a full barrier: who held the slot before has been heard of after it */
+    return tag_state(index, slot, tag) == from &&
+           qatomic_cmpxchg(&index->tags[slot], tag,
+                           make_tag(index, slot, tag_generation(tag),
+                                    index->member, to)) == tag;
+}
+
+/* Change that of a slot that is ours, if it is in one of the states @from. */
+static bool step(DedupIndex *index, uint32_t slot, unsigned from,
+                 uint32_t more, unsigned member, DedupFrameState to)
+{
+    uint64_t tag = qatomic_read(&index->tags[slot]);
+    DedupFrameState state = tag_state(index, slot, tag);
+
+    if (!(from & 1u << state)) {
+        dedup_index_set_damaged(index);
+        return false;
+    }
+    qatomic_store_release(&index->tags[slot],
+                          make_tag(index, slot, tag_generation(tag) + more,
+                                   member, to));
+    return true;
+}
+
+/* --- frames --------------------------------------------------------------- */
+
+/* Take up to @n of the free slots that one word of bits shows. */
+static unsigned alloc_word(DedupIndex *index, unsigned long *word,
+                           uint32_t first, uint32_t *slots, unsigned n)
+{
+    unsigned long bits = qatomic_read(word), want = 0;
+    unsigned got = 0;
+
+    for (; bits && n; n--, bits &= bits - 1) {
+        want |= bits & -bits;
+    }
+    if (!want) {
+        return 0;
+    }
+    for (want &= qatomic_fetch_and(word, ~want); want; want &= want - 1) {
+        uint32_t slot = first + ctz64(want);
+
+        if (slot < index->nframes &&
+            take(index, slot, DEDUP_FRAME_FREE, DEDUP_FRAME_FILLING)) {
+            slots[got++] = slot;
+        }
     }
     return got;
 }
 
-DedupFrameId dedup_index_seal(DedupIndex *index, uint32_t slot, uint64_t word)
+unsigned dedup_index_alloc(DedupIndex *index, uint32_t *slots, unsigned n)
 {
-    DedupFrame *f = &index->frames[slot];
-    uint32_t generation = tag_generation(qatomic_read(&f->tag));
+    uint32_t nwords = DIV_ROUND_UP(index->nframes, BITS_PER_LONG);
+    uint32_t at = qatomic_read(&index->hdr->alloc_hand) % nwords, i;
+    unsigned got = 0;
 
-    qatomic_set(&f->word, word);
-    qatomic_store_release(&f->tag, frame_tag(generation, FRAME_SEALED));
-    qatomic_inc(&index->hdr->nsealed);
-    return (DedupFrameId) { .slot = slot, .generation = generation };
+    if (!qatomic_read(&index->hdr->nfree)) {
+        return 0;
+    }
+    for (i = 0; i < nwords && got < n; i++, at = (at + 1) % nwords) {
+        got += alloc_word(index, &index->free[at], at * BITS_PER_LONG,
+                          slots + got, n - got);
+        if (got == n) {
+            break;              /* there may be more in this word */
+        }
+    }
+    qatomic_set(&index->hdr->alloc_hand, at);
+    qatomic_sub(&index->hdr->nfree, got);
+    return got;
+}
+
+DedupFrameId dedup_index_name(DedupIndex *index, uint32_t slot)
+{
+    return (DedupFrameId) {
+        .slot = slot,
+        .generation = tag_generation(qatomic_read(&index->tags[slot])),
+    };
+}
+
+DedupFrameId dedup_index_seal(DedupIndex *index, uint32_t slot, uint64_t word,
+                              const DedupDigest *digest)
+{
+    DedupFrameId id = dedup_index_name(index, slot);
+
+    qatomic_set(&index->digests[slot], digest->high);
+    if (index->words) {
+        qatomic_set(&index->words[slot], word);
+    }
+    if (step(index, slot, 1 << DEDUP_FRAME_FILLING, 0, 0, DEDUP_FRAME_SEALED)) {
+        qatomic_inc(&index->hdr->nsealed);
+        dedup_index_touch(index, slot);
+        dedup_hash_insert(index, digest, slot);
+    }
+    return id;
 }
 
 bool dedup_index_get(DedupIndex *index, DedupFrameId id, uint64_t *word)
 {
-    DedupFrame *f;
-    uint64_t want = frame_tag(id.generation, FRAME_SEALED);
+    uint64_t want, tag;
 
     if (!id.generation || id.slot >= index->nframes) {
         return false;
     }
-    f = &index->frames[id.slot];
-    if (qatomic_load_acquire(&f->tag) != want) {
+    want = make_tag(index, id.slot, id.generation, 0, DEDUP_FRAME_SEALED);
+    tag = qatomic_load_acquire(&index->tags[id.slot]);
+    if (tag != want) {
+        tag_state(index, id.slot, tag);     /* is it ours at all? */
         return false;
     }
-    *word = qatomic_read(&f->word);
-    smp_rmb();          /* the tag is read again after what it vouches for */
-    return qatomic_read(&f->tag) == want;
+    *word = 0;
+    if (index->words) {
+        *word = qatomic_read(&index->words[id.slot]);
+        smp_rmb();      /* the tag is read again after what it vouches for */
+        return qatomic_read(&index->tags[id.slot]) == want;
+    }
+    return true;
+}
+
+bool dedup_index_id(DedupIndex *index, uint32_t slot, DedupFrameId *id)
+{
+    uint64_t tag = qatomic_load_acquire(&index->tags[slot]);
+
+    *id = (DedupFrameId) { .slot = slot, .generation = tag_generation(tag) };
+    return tag_state(index, slot, tag) == DEDUP_FRAME_SEALED;
+}
+
+static bool test_and_set(unsigned long *bits, uint32_t slot)
+{
+    unsigned long *word = &bits[BIT_WORD(slot)];
+
+    return qatomic_read(word) & BIT_MASK(slot) ||
+           qatomic_fetch_or(word, BIT_MASK(slot)) & BIT_MASK(slot);
+}
+
+void dedup_index_touch(DedupIndex *index, uint32_t slot)
+{
+    test_and_set(index->used, slot);
+}
+
+uint64_t dedup_index_used(DedupIndex *index, uint32_t first)
+{
+    return qatomic_read(&index->used[BIT_WORD(first)]);
+}
+
+void dedup_index_clear_used(DedupIndex *index, uint32_t first, uint64_t bits)
+{
+    unsigned long *word = &index->used[BIT_WORD(first)];
+
+    if (qatomic_read(word) & bits) {
+        qatomic_and(word, ~bits);
+    }
+}
+
+static bool is_last(DedupIndex *index, uint32_t slot)
+{
+    return tag_generation(qatomic_read(&index->tags[slot])) ==
+           DEDUP_GENERATION_MAX;
+}
+
+static const unsigned may_release = 1 << DEDUP_FRAME_FILLING |
+                                    1 << DEDUP_FRAME_DROPPING;
+
+static void retire(DedupIndex *index, uint32_t slot)
+{
+    step(index, slot, may_release, 0, 0, DEDUP_FRAME_RETIRED);
 }
 
 void dedup_index_release(DedupIndex *index, uint32_t slot)
 {
-    DedupFrame *f = &index->frames[slot];
-    uint64_t tag = qatomic_read(&f->tag);
-    uint32_t generation = tag_generation(tag);
+    if (is_last(index, slot)) {
+        retire(index, slot);
+    } else if (step(index, slot, may_release, 1, 0, DEDUP_FRAME_FREE) &&
+               !test_and_set(index->free, slot)) {
+        qatomic_inc(&index->hdr->nfree);
+    }
+}
 
-    if ((uint32_t)tag == FRAME_SEALED || (uint32_t)tag == FRAME_EVICTING) {
-        qatomic_dec(&index->hdr->nsealed);
+bool dedup_index_reuse(DedupIndex *index, uint32_t slot)
+{
+    if (is_last(index, slot)) {
+        retire(index, slot);
+        return false;
     }
-    if (generation == UINT32_MAX) {
-        qatomic_set(&f->tag, frame_tag(generation, FRAME_RETIRED));
-        return;
-    }
-    qatomic_set(&f->tag, frame_tag(generation + 1, FRAME_FREE));
-    smp_wmb();          /* the tag is gone before the word changes its sense */
-    free_list_push(index, slot);
+    return step(index, slot, 1 << DEDUP_FRAME_DROPPING, 1, index->member,
+                DEDUP_FRAME_FILLING);
 }
 
 bool dedup_index_evict_begin(DedupIndex *index, uint32_t slot)
 {
-    DedupFrame *f = &index->frames[slot];
-    uint64_t tag = qatomic_read(&f->tag);
-
-    /* a full barrier: who held the slot before has been heard of after it */
-    return (uint32_t)tag == FRAME_SEALED &&
-           qatomic_cmpxchg(&f->tag, tag,
-                           frame_tag(tag_generation(tag), FRAME_EVICTING))
-           == tag;
+    return take(index, slot, DEDUP_FRAME_SEALED, DEDUP_FRAME_EVICTING);
 }
 
 void dedup_index_evict_cancel(DedupIndex *index, uint32_t slot)
 {
-    DedupFrame *f = &index->frames[slot];
-
-    qatomic_set(&f->tag, frame_tag(tag_generation(qatomic_read(&f->tag)),
-                                   FRAME_SEALED));
+    step(index, slot, 1 << DEDUP_FRAME_EVICTING, 0, 0, DEDUP_FRAME_SEALED);
 }
 
-/* The word of a map that stands for @id. */
-static uint64_t entry_of(DedupFrameId id)
+void dedup_index_evict_commit(DedupIndex *index, uint32_t slot)
 {
-    return (uint64_t)id.generation << 32 | id.slot;
-}
-
-static uint32_t map_crc(const DedupMapHeader *hdr)
-{
-    uint32_t crc = crc32c(~0u, (const uint8_t *)&hdr->nblocks,
-                          sizeof(hdr->nblocks));
-
-    return crc32c(crc, (const uint8_t *)hdr->key, sizeof(hdr->key));
-}
-
-static bool map_check(const DedupMapHeader *hdr, const char *key,
-                      uint64_t nblocks)
-{
-    return hdr->magic == DEDUP_MAP_MAGIC &&
-           hdr->version == DEDUP_INDEX_VERSION &&
-           hdr->nblocks == nblocks && hdr->crc == map_crc(hdr) &&
-           !strncmp(hdr->key, key, sizeof(hdr->key));
-}
-
-/* A map under a name of its own, renamed unless somebody was faster. */
-static int map_make(int dirfd, const char *name, size_t size,
-                    const DedupMapHeader *hdr)
-{
-    g_autofree char *tmp = g_strdup_printf("map-new-%d-%s", getpid(),
-                                           hdr->key);
-    int fd, err;
-
-    unlinkat(dirfd, tmp, 0);    /* of a killed process that had our pid */
-    fd = make_file(dirfd, tmp, size, hdr, sizeof(*hdr));
-    if (fd < 0) {
-        return -1;
+    if (step(index, slot, 1 << DEDUP_FRAME_EVICTING, 0, index->member,
+             DEDUP_FRAME_DROPPING)) {
+        qatomic_dec(&index->hdr->nsealed);
     }
-    if (linkat(dirfd, tmp, dirfd, name, 0) < 0) {
-        err = errno;
-        close(fd);
-        fd = -1;
-        unlinkat(dirfd, tmp, 0);
-        errno = err;
-        return -1;
-    }
-    unlinkat(dirfd, tmp, 0);
-    return fd;
 }
 
-/* Open or make the file of a map. */
-static int map_file(int dirfd, const char *name, size_t size,
-                    const DedupMapHeader *hdr)
-{
-    int fd = open_file(dirfd, name, &size);
+/* --- what the dead have left ---------------------------------------------- */
 
-    if (fd < 0 && errno == ENOENT) {
-        fd = map_make(dirfd, name, size, hdr);
-        if (fd < 0 && errno == EEXIST) {
-            fd = open_file(dirfd, name, &size);
+static bool recover_one(DedupIndex *index, uint32_t slot, DedupSlotFn *idle,
+                        DedupSlotFn *drop, void *opaque)
+{
+    unsigned member;
+    DedupFrameState state = dedup_index_state(index, slot, &member);
+
+    if (state == DEDUP_FRAME_EVICTING) {
+        if (!idle(opaque, slot)) {
+            dedup_index_evict_cancel(index, slot);
+            return true;
+        }
+        dedup_index_evict_commit(index, slot);
+    }
+    if (drop(opaque, slot)) {
+        dedup_index_release(index, slot);
+    }
+    return true;
+}
+
+/* Who is about to take the slot may have cleared the bit: no harm is done. */
+static void mark_free(DedupIndex *index, uint32_t slot)
+{
+    if (!test_and_set(index->free, slot)) {
+        qatomic_inc(&index->hdr->nfree);
+    }
+}
+
+unsigned dedup_index_recover(DedupIndex *index, unsigned member,
+                             DedupSlotFn *idle, DedupSlotFn *drop,
+                             void *opaque)
+{
+    unsigned recovered = 0, who;
+    uint32_t slot;
+
+    for (slot = 0; slot < index->nframes; slot++) {
+        DedupFrameState state = dedup_index_state(index, slot, &who);
+
+        if (state == DEDUP_FRAME_FREE) {
+            mark_free(index, slot);
+        } else if (who == member && state != DEDUP_FRAME_DAMAGED &&
+                   state != DEDUP_FRAME_SEALED) {
+            recovered += recover_one(index, slot, idle, drop, opaque);
         }
     }
-    return fd;
-}
-
-DedupMap *dedup_map_open(int dirfd, const char *key, uint64_t nblocks,
-                         Error **errp)
-{
-    g_autofree char *name = g_strdup_printf("map-%s", key);
-    g_autofree DedupMap *map = g_new0(DedupMap, 1);
-    DedupMapHeader hdr = {
-        .magic = DEDUP_MAP_MAGIC,
-        .version = DEDUP_INDEX_VERSION,
-        .nblocks = nblocks,
-    };
-    size_t size = ROUND_UP(DEDUP_HEADER_SIZE + nblocks * sizeof(uint64_t),
-                           DEDUP_HEADER_SIZE);
-    int fd;
-
-    pstrcpy(hdr.key, sizeof(hdr.key), key);
-    hdr.crc = map_crc(&hdr);
-    fd = map_file(dirfd, name, size, &hdr);
-    if (fd < 0 || !dedup_sparse_open(&map->file, fd, size)) {
-        error_setg_errno(errp, errno, "Could not open block map '%s'", name);
-        return NULL;
-    }
-    if (!dedup_sparse_back(&map->file, 0)) {
-        error_setg_errno(errp, errno, "No memory in the tmpfs for block map "
-                         "'%s'", name);
-    } else if (!map_check(map->file.base, key, nblocks)) {
-        error_setg(errp, "Block map '%s' is damaged", name);
-    } else {
-        map->nblocks = nblocks;
-        map->entries = map->file.base + DEDUP_HEADER_SIZE;
-        return g_steal_pointer(&map);
-    }
-    dedup_sparse_close(&map->file);
-    return NULL;
-}
-
-void dedup_map_close(DedupMap *map)
-{
-    dedup_sparse_close(&map->file);
-    g_free(map);
-}
-
-bool dedup_map_back(DedupMap *map, uint64_t block)
-{
-    return block >= map->nblocks ||
-           dedup_sparse_back(&map->file, DEDUP_HEADER_SIZE +
-                                         block * sizeof(uint64_t));
-}
-
-DedupFrameId dedup_map_lookup(DedupMap *map, uint64_t block)
-{
-    uint64_t entry;
-
-    if (block >= map->nblocks) {
-        return (DedupFrameId) { 0 };
-    }
-    entry = qatomic_load_acquire(&map->entries[block]);
-    return (DedupFrameId) { .slot = entry, .generation = entry >> 32 };
-}
-
-bool dedup_map_record(DedupMap *map, uint64_t block, DedupFrameId old,
-                      DedupFrameId id)
-{
-    uint64_t was = entry_of(old);
-
-    return block < map->nblocks &&
-           qatomic_cmpxchg(&map->entries[block], was, entry_of(id)) == was;
+    trace_dedup_index_recover(member, recovered);
+    return recovered;
 }

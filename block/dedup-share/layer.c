@@ -5,6 +5,8 @@
  */
 
 #include "qemu/osdep.h"
+#include <linux/magic.h>
+#include <sys/vfs.h>
 #include "qemu/cutils.h"
 #include "layer.h"
 
@@ -37,31 +39,91 @@ static bool is_fresh(const struct stat *st)
     return g_get_real_time() - changed < G_USEC_PER_SEC;
 }
 
-bool dedup_layer_key(const char *path, const char *format,
-                     char key[DEDUP_LAYER_KEY_SIZE], const char **why)
+/* Is its change time set by this host's kernel, and by nobody else? */
+static bool is_trusted(const char *path)
+{
+    static const uint32_t types[] = {
+        EXT4_SUPER_MAGIC,       /* and ext2, ext3 */
+        XFS_SUPER_MAGIC, BTRFS_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC,
+        0xca451a4e,             /* bcachefs */
+        0x2fc12fc1,             /* ZFS */
+    };
+    struct statfs fs;
+    unsigned i;
+
+    if (statfs(path, &fs) < 0) {
+        return false;
+    }
+    for (i = 0; i < ARRAY_SIZE(types); i++) {
+        if ((uint32_t)fs.f_type == types[i]) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Why a file whose change time can be trusted at all has no key, or NULL. */
+static const char *doubt(const char *path, const struct stat *st)
+{
+    if (!S_ISREG(st->st_mode)) {
+        return "it is not a regular file";
+    }
+    if (!is_trusted(path)) {
+        return "its file system is not known to keep change times";
+    }
+    if (!st->st_ctim.tv_nsec) {
+        return "its file's change time has no fraction of a second";
+    }
+    if (is_fresh(st)) {
+        return "its file was changed within the last second";
+    }
+    return NULL;
+}
+
+static void make_key(const struct stat *st, const char *format,
+                     char key[DEDUP_LAYER_KEY_SIZE])
 {
     g_autofree char *text = NULL;
     g_autofree char *sum = NULL;
+
+    text = g_strdup_printf("%s %" PRIu64 " %" PRIu64 " %" PRId64
+                           " %" PRId64 ".%ld %" PRId64 ".%ld", format,
+                           (uint64_t)st->st_dev, (uint64_t)st->st_ino,
+                           (int64_t)st->st_size,
+                           (int64_t)st->st_mtim.tv_sec, st->st_mtim.tv_nsec,
+                           (int64_t)st->st_ctim.tv_sec, st->st_ctim.tv_nsec);
+    sum = g_compute_checksum_for_string(G_CHECKSUM_SHA256, text, -1);
+    pstrcpy(key, DEDUP_LAYER_KEY_SIZE, sum);
+}
+
+static bool find_key(const char *path, const char *format, bool open,
+                     char key[DEDUP_LAYER_KEY_SIZE], const char **why)
+{
     struct stat st;
 
     if (stat(path, &st) < 0) {
         *why = "its file cannot be found by its name";
-    } else if (!S_ISREG(st.st_mode)) {
-        *why = "it is not a regular file";
-    } else if (!is_open(&st)) {
-        *why = "its file was replaced after it was opened";
-    } else if (is_fresh(&st)) {
-        *why = "its file was changed within the last second";
-    } else {
-        text = g_strdup_printf("%s %" PRIu64 " %" PRIu64 " %" PRId64
-                               " %" PRId64 ".%ld %" PRId64 ".%ld", format,
-                               (uint64_t)st.st_dev, (uint64_t)st.st_ino,
-                               (int64_t)st.st_size,
-                               (int64_t)st.st_mtim.tv_sec, st.st_mtim.tv_nsec,
-                               (int64_t)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
-        sum = g_compute_checksum_for_string(G_CHECKSUM_SHA256, text, -1);
-        pstrcpy(key, DEDUP_LAYER_KEY_SIZE, sum);
-        return true;
+        return false;
     }
-    return false;
+    *why = doubt(path, &st);
+    if (!*why && open && !is_open(&st)) {
+        *why = "its file was replaced after it was opened";
+    }
+    if (*why) {
+        return false;
+    }
+    make_key(&st, format, key);
+    return true;
+}
+
+bool dedup_layer_key(const char *path, const char *format,
+                     char key[DEDUP_LAYER_KEY_SIZE], const char **why)
+{
+    return find_key(path, format, true, key, why);
+}
+
+bool dedup_layer_key_of_path(const char *path, const char *format,
+                             char key[DEDUP_LAYER_KEY_SIZE], const char **why)
+{
+    return find_key(path, format, false, key, why);
 }

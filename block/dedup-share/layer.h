@@ -19,10 +19,19 @@
  * doubtful (a static string).
  *
  * Content is told by the inode's change time, which nobody but the kernel
- * sets.  It is as coarse as the kernel's tick, so a file that was changed in
- * the last second has no key yet: it might change again within the tick.
+ * sets.
+ *
+ * - It is as coarse as the kernel's tick, so a file that was changed in the
+ *   last second has no key yet: it might change again within the tick.
+ * - A change time of whole seconds was not set by a kernel that keeps
+ *   fractions, but by a tool that makes file systems, or is too coarse.
+ * - File systems of other hosts or of user programs set it as they like.
  */
 bool dedup_layer_key(const char *path, const char *format,
                      char key[DEDUP_LAYER_KEY_SIZE], const char **why);
+
+/* The same for a file that this process need not have open. */
+bool dedup_layer_key_of_path(const char *path, const char *format,
+                             char key[DEDUP_LAYER_KEY_SIZE], const char **why);
 
 #endif /* DEDUP_SHARE_LAYER_H */

@@ -11,6 +11,8 @@
 #include "block/dedup-share.h"
 #include "engine.h"
 #include "gather.h"
+#include "own.h"
+#include "reflink.h"
 
 /* Longest backing chain whose layers take part. */
 #define MAX_LAYERS 64
@@ -21,10 +23,14 @@ typedef struct DedupShareOptions {
     DedupShareStore store;
     bool has_size;
     uint64_t size;
+    DedupShareAdmission admission;
 } DedupShareOptions;
 
+/* Takes no part if it has neither a map nor an own object. */
 typedef struct DedupLayer {
-    DedupMap *map;              /* NULL: takes no part */
+    DedupMap *map;              /* by its key; the own object's, if any */
+    DedupAlias *alias;          /* parts of it that are looked up elsewhere */
+    DedupOwn *own;              /* if we may write to it */
     bool whole;                 /* it owns all blocks that are in it whole */
 } DedupLayer;
 
@@ -43,9 +49,13 @@ typedef struct BDRVDedupShareState {
     char *reason;               /* then, why; NULL if it was asked for */
     DedupLayer layers[MAX_LAYERS];
     int nlayers;
+    DedupTracker *tracker;      /* of layers[0].own, or node_tracker */
+
+    /* Others may write to the image, says the device; atomic. */
+    bool others_write;
 
     /* Have their own locks. */
-    DedupTracker tracker;
+    DedupTracker node_tracker;
     DedupGather gather;
     DedupCounters counters;
 

@@ -29,6 +29,8 @@ static DedupShareNotGiven *not_given_new(DedupCounters *c)
         [DEDUP_MAPPED] = &n->mapped,
         [DEDUP_CHANGED] = &n->changed,
         [DEDUP_EVICTED] = &n->evicted,
+        [DEDUP_ZEROES] = &n->zeroes,
+        [DEDUP_SEEN_ONCE] = &n->seen_once,
         [DEDUP_FAILED] = &n->failed,
     };
     int i;
@@ -79,6 +81,7 @@ DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
         .blocks_read = stat64_get(&c->blocks_read),
         .blocks_hit = stat64_get(&c->hits),
         .blocks_missed = stat64_get(&c->misses),
+        .blocks_matched = stat64_get(&c->matched),
         .blocks_given = stat64_get(&c->results[DEDUP_GIVEN]),
         .not_given = not_given_new(c),
         .blocks_copied = stat64_get(&c->copied) +
@@ -97,9 +100,6 @@ void qmp_dedup_share_reclaim(const char *group, Error **errp)
     if (!g) {
         error_setg(errp, "group: this QEMU is not in group '%s'; name one that "
                    "query-dedup-stats shows", group ?: "default");
-    } else if (!g->holders) {
-        error_setg(errp, "group: the store of group '%s' gives nothing back "
-                   "before the group ends", group ?: "default");
     } else {
         dedup_reclaim_all(g);
     }

@@ -100,18 +100,19 @@ void coroutine_fn dedup_read_blocks(BlockDriverState *bs, DedupBlock *blocks,
     int64_t end = (blocks[n - 1].number + 1) * DEDUP_BLOCK_SIZE;
     DedupRange fill;
     DedupRead r = {
-        .group = s->group, .tracker = &s->tracker, .fill = &fill,
-        .counters = &s->counters, .read = read_blocks, .alloc = read_alloc,
+        .group = s->group, .tracker = s->tracker, .fill = &fill,
+        .counters = &s->counters, .admission = s->opts.admission,
+        .read = read_blocks, .alloc = read_alloc,
         .free = read_free, .give = give, .opaque = bs,
     };
 
     find_owners(bs, blocks, n);
     if (!dedup_engine_hit(&r, blocks, n)) {
         /* a write from now on is seen; one that was meanwhile, by the owners */
-        dedup_fill_begin(&s->tracker, &fill, first, end - first);
+        dedup_fill_begin(s->tracker, &fill, first, end - first);
         find_owners(bs, blocks, n);
         dedup_engine_read(&r, blocks, n);
-        dedup_fill_end(&s->tracker, &fill);
+        dedup_fill_end(s->tracker, &fill);
     }
     count_results(&s->counters, blocks, n);
 }

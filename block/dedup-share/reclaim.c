@@ -17,6 +17,8 @@
 
 /* A request looks at so many chunks at most: some tens of microseconds. */
 #define CHUNKS_A_REQUEST 512
+/* The same where the store has to be asked for each. */
+#define CHUNKS_A_CALL 16
 
 /* The thread looks so often if somebody wants it to trim ... */
 #define PERIOD_MS 1000
@@ -34,14 +36,52 @@ struct DedupReclaim {
 
 /* --- evicting ------------------------------------------------------------ */
 
-/* Begin to evict those of 64 frames that nobody holds. */
-static unsigned begin_chunk(DedupGroup *g, uint32_t first, uint32_t *slots)
+/* The lowest @n bits of @bits that are set. */
+static uint64_t lowest(uint64_t bits, unsigned n)
 {
-    uint64_t idle = ~dedup_holders_word(g->holders, first);
+    uint64_t low = 0;
+
+    for (; bits && n; n--, bits &= bits - 1) {
+        low |= bits & -bits;
+    }
+    return low;
+}
+
+/*
+ * Move the clock hand on within 64 slots: up to @want that nobody holds and
+ * that were not used lately.  What it passes was not used lately from now on.
+ */
+static uint64_t move_hand(DedupGroup *g, uint32_t *first, unsigned want)
+{
+    uint32_t hand = qatomic_read(&g->index.hdr->clock_hand), next;
+    uint32_t at = hand % ROUND_UP(g->index.nframes, CHUNK);
+    uint64_t ahead = MAKE_64BIT_MASK(at % CHUNK, CHUNK - at % CHUNK);
+    uint64_t held = 0, idle, victims;
+
+    *first = ROUND_DOWN(at, CHUNK);
+    if (g->holders.counts) {
+        held = dedup_holders_word(&g->holders, *first);
+    }
+    idle = ahead & ~held & ~dedup_index_used(&g->index, *first);
+    victims = lowest(idle, want);
+    if (victims != idle) {      /* there are more behind these */
+        ahead &= MAKE_64BIT_MASK(0, CHUNK - clz64(victims));
+    }
+    dedup_index_clear_used(&g->index, *first, ahead);
+    next = *first + CHUNK - clz64(ahead);
+    qatomic_cmpxchg(&g->index.hdr->clock_hand, hand, next);
+    return victims;
+}
+
+/* Begin to evict up to @want frames that are idle. */
+static unsigned begin_chunk(DedupGroup *g, uint32_t *first, uint32_t *slots,
+                            unsigned want)
+{
+    uint64_t victims = move_hand(g, first, want);
     unsigned n = 0;
 
-    for (; idle; idle &= idle - 1) {
-        uint32_t slot = first + ctz64(idle);
+    for (; victims; victims &= victims - 1) {
+        uint32_t slot = *first + ctz64(victims);
 
         if (slot < g->index.nframes &&
             dedup_index_evict_begin(&g->index, slot)) {
@@ -51,62 +91,129 @@ static unsigned begin_chunk(DedupGroup *g, uint32_t first, uint32_t *slots)
     return n;
 }
 
+/* Bit i of the result: slots[i], which begins to be evicted, is in use. */
+static uint64_t still_used(DedupGroup *g, uint32_t first, const uint32_t *slots,
+                           unsigned n)
+{
+    uint64_t held, used = 0;
+    unsigned i;
+
+    if (!g->holders.counts) {
+        return g->ops->in_use(g->store, slots, n);
+    }
+    smp_mb();                   /* the tags, then the bits */
+    held = dedup_holders_word(&g->holders, first);
+    for (i = 0; i < n; i++) {
+        used |= (held >> (slots[i] - first) & 1) << i;
+    }
+    return used;
+}
+
 /* Let go of those that somebody holds by now; see holders.h. */
 static unsigned check_chunk(DedupGroup *g, uint32_t first, uint32_t *slots,
                             unsigned n)
 {
-    uint64_t held = dedup_holders_word(g->holders, first);
+    uint64_t used = still_used(g, first, slots, n);
     unsigned i, kept = 0;
 
     for (i = 0; i < n; i++) {
-        if (held >> (slots[i] - first) & 1) {
+        if (used >> i & 1) {
             dedup_index_evict_cancel(&g->index, slots[i]);
         } else {
+            dedup_index_evict_commit(&g->index, slots[i]);
             slots[kept++] = slots[i];
         }
     }
     return kept;
 }
 
-static unsigned evict_chunk(DedupGroup *g, uint32_t first)
+/* What the store does not drop stays DROPPING, as its memory is not known. */
+static unsigned evict_chunk(DedupGroup *g, uint32_t *slots, unsigned want)
 {
-    uint32_t slots[CHUNK];
-    unsigned i, n = begin_chunk(g, first, slots);
+    uint32_t first;
+    unsigned n = begin_chunk(g, &first, slots, want);
 
     if (n) {
-        smp_mb();               /* the tags, then the bits */
         n = check_chunk(g, first, slots, n);
     }
     if (n) {
         n = g->ops->evict(g->store, slots, n);
+        stat64_add(&g->evicted, n);
     }
-    for (i = n; i--; ) {        /* so that they are taken in ascending order */
-        dedup_index_release(&g->index, slots[i]);
-    }
-    stat64_add(&g->evicted, n);
     return n;
 }
 
-static unsigned evict(DedupGroup *g, unsigned want, uint32_t chunks)
+/* A part of the slots, from the clock hand on, until there are @want. */
+static unsigned evict(DedupGroup *g, uint32_t *slots, unsigned want,
+                      uint32_t chunks)
 {
-    uint32_t used = qatomic_read(&g->index.hdr->next_slot);
-    uint32_t nchunks = DIV_ROUND_UP(MIN(used, g->index.nframes), CHUNK);
-    unsigned evicted = 0;
+    unsigned got = 0;
 
-    for (chunks = MIN(chunks, nchunks);
-         chunks && evicted < want && !qatomic_read(&g->reclaim->stop);
-         chunks--) {
-        uint32_t at = qatomic_fetch_inc(&g->index.hdr->clock_hand);
-
-        evicted += evict_chunk(g, at % nchunks * CHUNK);
+    while (chunks-- && got < want && !qatomic_read(&g->reclaim->stop) &&
+           !dedup_index_is_damaged(&g->index)) {
+        got += evict_chunk(g, slots + got, MIN(want - got, CHUNK));
     }
-    trace_dedup_reclaim_evict(want, evicted);
-    return evicted;
+    return got;
 }
 
-unsigned dedup_evict(DedupGroup *g, unsigned want)
+unsigned dedup_evict(DedupGroup *g, uint32_t *slots, unsigned want)
 {
-    return evict(g, want, CHUNKS_A_REQUEST);
+    unsigned i, kept = 0;
+    unsigned got = evict(g, slots, want, g->holders.counts ? CHUNKS_A_REQUEST
+                                                           : CHUNKS_A_CALL);
+
+    for (i = 0; i < got; i++) {
+        if (dedup_index_reuse(&g->index, slots[i])) {
+            slots[kept++] = slots[i];
+        }
+    }
+    trace_dedup_reclaim_evict(want, kept);
+    return kept;
+}
+
+/* Evict all that is idle: twice round, as the first lets be what was used. */
+static void evict_all(DedupGroup *g)
+{
+    uint32_t chunks = 2 * DIV_ROUND_UP(g->index.nframes, CHUNK);
+    uint32_t slots[CHUNK];
+    unsigned i, n;
+
+    for (; chunks; chunks--) {
+        n = evict(g, slots, CHUNK, 1);
+        for (i = n; i--; ) {
+            dedup_index_release(&g->index, slots[i]);
+        }
+    }
+}
+
+/*
+ * --- the dead --------------------------------------------------------------
+ */
+
+static bool slot_idle(void *opaque, uint32_t slot)
+{
+    DedupGroup *g = opaque;
+    uint32_t first = ROUND_DOWN(slot, CHUNK);
+
+    return !still_used(g, first, &slot, 1);
+}
+
+static bool slot_drop(void *opaque, uint32_t slot)
+{
+    DedupGroup *g = opaque;
+
+    return g->ops->recover ? g->ops->recover(g->store, slot)
+                           : g->ops->evict(g->store, &slot, 1) == 1;
+}
+
+void dedup_bury(void *opaque, unsigned row)
+{
+    DedupGroup *g = opaque;
+
+    if (!g->index.member) {
+        g->index.member = row + 1;      /* we are about to get that row */
+    }
+    dedup_index_recover(&g->index, row + 1, slot_idle, slot_drop, g);
 }
 
 /* --- trimming ------------------------------------------------------------ */
@@ -120,13 +227,16 @@ void dedup_trim_now(DedupGroup *g)
 {
     int64_t start = g_get_monotonic_time();
 
-    dedup_holders_bury(g->holders);
-    dedup_trim_begin(g->holders);
-    while (!dedup_trim_alone(g->holders)) {
+    dedup_holders_bury(&g->holders);
+    if (!g->holders.counts) {
+        return;
+    }
+    dedup_trim_begin(&g->holders);
+    while (!dedup_trim_alone(&g->holders)) {
         g_usleep(1000);         /* for our own requests, and none of others */
     }
-    g->ops->each_used(g->store, mark, g->holders);
-    dedup_trim_end(g->holders);
+    g->ops->each_used(g->store, mark, &g->holders);
+    dedup_trim_end(&g->holders);
     trace_dedup_reclaim_trim(g->name, g_get_monotonic_time() - start);
 }
 
@@ -160,7 +270,9 @@ static void *reclaim_thread(void *opaque)
     while (!qatomic_read(&r->stop)) {
         uint32_t wanted = qatomic_read(&g->index.hdr->trims_wanted);
 
-        if (wanted != r->trims) {
+        if (dedup_index_is_damaged(&g->index)) {
+            qemu_bh_schedule(g->damaged_bh);
+        } else if (wanted != r->trims) {
             r->trims = wanted;
             dedup_trim_now(g);
         }
@@ -169,7 +281,7 @@ static void *reclaim_thread(void *opaque)
         }
         if (g_get_monotonic_time() >= all_at) {
             all_at = INT64_MAX;
-            evict(g, UINT32_MAX, UINT32_MAX);
+            evict_all(g);
         }
         qemu_sem_timedwait(&r->wake, PERIOD_MS);
     }

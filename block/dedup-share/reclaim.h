@@ -3,13 +3,18 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * For stores whose frames' users the group counts (holders.h).  Frames that no
- * process holds are evicted when slots or memory run out, and when asked for.
- * What a process holds is what it has used since its last trim, and what its
- * guest maps.  So the search for idle frames is a CLOCK: a hand goes round the
- * slots, and the trims are what takes the reference bits away.
+ * Frames that nobody uses are evicted when slots or memory run out, and when
+ * asked for.  Who uses a frame is known to the store, or noted in the holders'
+ * table (holders.h).  What a process holds there is what it has used since its
+ * last trim, and what its guest maps.
  *
- * A thread for each group trims, when anybody in the group has asked for it.
+ * The search for idle frames is a CLOCK: a hand goes round the slots.  A frame
+ * that was used since the hand last passed is let be once more.  It costs a
+ * look at two words of bits for each process and 64 frames, and is bounded for
+ * each request.
+ *
+ * A thread for each group trims, when anybody in the group has asked for it,
+ * and buries the dead.
  */
 
 #ifndef DEDUP_SHARE_RECLAIM_H
@@ -17,15 +22,19 @@
 
 #include "group.h"
 
-/* Main loop; the group has holders. */
+/* Main loop. */
 void dedup_reclaim_start(DedupGroup *g);
 void dedup_reclaim_stop(DedupGroup *g);
 
 /*
- * Evict about @want frames.  Gives up after a part of the store has been looked
- * at.  Returns how many were evicted.  Any thread.
+ * Evict frames for the use of the caller: up to @want slots, which are FILLING
+ * then.  Gives up after a part of the store has been looked at.  Returns how
+ * many it got.  Any thread.
  */
-unsigned dedup_evict(DedupGroup *g, unsigned want);
+unsigned dedup_evict(DedupGroup *g, uint32_t *slots, unsigned want);
+
+/* DedupBuryFn: @opaque is the group. */
+void dedup_bury(void *opaque, unsigned row);
 
 /* Trim now.  The thread does it; tests, while nobody has asked for it. */
 void dedup_trim_now(DedupGroup *g);

@@ -19,11 +19,15 @@
 typedef struct DedupSparse {
     void *base;
     size_t size;
+    bool anonymous;
     unsigned long *backed;      /* a bit a chunk; by qatomic_*() */
 } DedupSparse;
 
 /* Map @size bytes of the file @fd, and close it.  False with errno set. */
 bool dedup_sparse_open(DedupSparse *s, int fd, size_t size);
+
+/* The same with memory of this process alone, which is always there. */
+bool dedup_sparse_new(DedupSparse *s, size_t size);
 void dedup_sparse_close(DedupSparse *s);
 
 /*
@@ -31,5 +35,8 @@ void dedup_sparse_close(DedupSparse *s);
  * full; it may be true the next time.
  */
 bool dedup_sparse_back(DedupSparse *s, size_t offset);
+
+/* Has dedup_sparse_back() been true for it, in this process? */
+bool dedup_sparse_is_backed(DedupSparse *s, size_t offset);
 
 #endif /* DEDUP_SHARE_SPARSE_H */

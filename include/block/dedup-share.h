@@ -60,6 +60,8 @@ typedef enum DedupResult {
     DEDUP_MAPPED,
     DEDUP_CHANGED,
     DEDUP_EVICTED,
+    DEDUP_ZEROES,
+    DEDUP_SEEN_ONCE,
     DEDUP_FAILED,
     DEDUP_RESULT__MAX,
 } DedupResult;
@@ -73,7 +75,7 @@ static inline bool dedup_in_place(DedupResult result)
 typedef struct DedupGive {
     DedupDest dest;
     uint32_t slot;
-    uint64_t word;              /* what fill() returned for the slot */
+    uint64_t word;              /* what fill() returned, if has_words */
     DedupResult result;
 } DedupGive;
 
@@ -118,6 +120,9 @@ typedef struct DedupStoreOps {
      * be mapped.  So reads need not be offered: the filter offers its own.
      */
     bool by_host;
+
+    /* give() wants the word that fill() has returned for a frame. */
+    bool has_words;
 
     /* Is this process of the kind that the store is made for? */
     bool (*applies)(void);
@@ -203,10 +208,16 @@ typedef struct DedupStoreOps {
     void (*give)(DedupStore *store, DedupGive *gives, unsigned n);
 
     /*
+     * Bit i: does a guest use the frame slots[i], which nobody can find any
+     * more?  @n is at most 64.  If one begins to use it all the same, its page
+     * keeps the content when the frame is evicted.  NULL if each_used is not.
+     */
+    uint64_t (*in_use)(DedupStore *store, const uint32_t *slots, unsigned n);
+
+    /*
      * For a store that does not count the users of a frame, so that the group
      * does (holders.h): call @used for each frame that the guest has, or may
-     * have; is there any?  NULL: the store's frames are never evicted while
-     * they are in a map.
+     * have; is there any?  NULL if in_use is not.
      */
     void (*each_used)(DedupStore *store,
                       void (*used)(void *opaque, uint32_t slot), void *opaque);
@@ -217,6 +228,13 @@ typedef struct DedupStoreOps {
      * them, from the first on, are gone; the others' slots must stay unused.
      */
     unsigned (*evict)(DedupStore *store, const uint32_t *slots, unsigned n);
+
+    /*
+     * The same for a slot that a process was filling or dropping when it died,
+     * so that it has a frame or not.  False: it may have one, and must stay
+     * unused.  NULL: evict() does it.
+     */
+    bool (*recover)(DedupStore *store, uint32_t slot);
 
     /* This process's counters. */
     void (*counters)(DedupStore *store, DedupStoreCounters *c);

@@ -26,6 +26,8 @@ struct DedupStore {
     int fill_error;             /* what the next fill fails with */
     int peek_error;
     DedupResult give_result;    /* of the next gives, unless GIVEN */
+    bool all_idle;
+    void (*during_fill)(uint64_t first, unsigned n);
     int evict_in_give;          /* release the frames while giving them */
     unsigned fills, gives, evicted;
 };
@@ -66,15 +68,23 @@ static void mem_reap(const uint8_t uuid[16])
 {
 }
 
+/* The block that was read to @buf, last. */
+static uint64_t last_read;
+
 static int mem_fill(DedupStore *s, const uint32_t *slots, unsigned n,
                     const void *buf, uint64_t *words)
 {
+    void (*during)(uint64_t first, unsigned n) = s->during_fill;
     unsigned i;
 
     if (s->fill_error) {
         return s->fill_error;
     }
     s->fills++;
+    if (during) {
+        s->during_fill = NULL;
+        during(last_read, n);
+    }
     for (i = 0; i < n; i++) {
         g_assert_false(s->sealed[slots[i]]);    /* sealed frames never change */
         memcpy(s->frames + slots[i] * DEDUP_BLOCK_SIZE,
@@ -85,6 +95,19 @@ static int mem_fill(DedupStore *s, const uint32_t *slots, unsigned n,
     return 0;
 }
 
+/* As another process would, right now. */
+static void evict_frame(uint32_t slot)
+{
+    g_assert_true(dedup_index_evict_begin(&group->index, slot));
+    dedup_index_evict_commit(&group->index, slot);
+    dedup_index_release(&group->index, slot);
+}
+
+static uint64_t mem_in_use(DedupStore *s, const uint32_t *slots, unsigned n)
+{
+    return s->all_idle ? 0 : UINT64_MAX;
+}
+
 static int mem_peek(DedupStore *s, const uint32_t *slots, unsigned n, void *buf)
 {
     unsigned i;
@@ -93,7 +116,7 @@ static int mem_peek(DedupStore *s, const uint32_t *slots, unsigned n, void *buf)
         memcpy(buf + i * DEDUP_BLOCK_SIZE,
                s->frames + slots[i] * DEDUP_BLOCK_SIZE, DEDUP_BLOCK_SIZE);
         if (s->evict_in_give) {
-            dedup_index_release(&group->index, slots[i]);
+            evict_frame(slots[i]);
         }
     }
     return s->peek_error;
@@ -111,7 +134,7 @@ static void mem_give(DedupStore *s, DedupGive *gives, unsigned n)
         s->gives++;
         gives[i].result = s->give_result;
         if (s->evict_in_give) {
-            dedup_index_release(&group->index, gives[i].slot);
+            evict_frame(gives[i].slot);
             s->sealed[gives[i].slot] = false;
             memset(page, 0xee, DEDUP_BLOCK_SIZE);
         } else {
@@ -140,6 +163,7 @@ static unsigned mem_evict(DedupStore *s, const uint32_t *slots, unsigned n)
 
 static const DedupStoreOps mem_ops = {
     .kind = DEDUP_SHARE_STORE_XEN,      /* stands in for it */
+    .has_words = true,
     .probe = mem_probe,
     .host_frames = mem_host_frames,
     .open = mem_open,
@@ -148,6 +172,7 @@ static const DedupStoreOps mem_ops = {
     .fill = mem_fill,
     .peek = mem_peek,
     .give = mem_give,
+    .in_use = mem_in_use,
     .evict = mem_evict,
 };
 
@@ -155,11 +180,13 @@ static const DedupStoreOps mem_ops = {
 static void (*during_read)(uint64_t first, unsigned n);
 static int read_error;
 static unsigned image_reads;
+static DedupShareAdmission admission;
 
 static int coroutine_fn read_image(void *opaque, uint64_t first, unsigned n,
                                    void *buf)
 {
     image_reads++;
+    last_read = first;
     memcpy(buf, image + first * DEDUP_BLOCK_SIZE, n * DEDUP_BLOCK_SIZE);
     if (during_read) {
         during_read(first, n);
@@ -194,7 +221,8 @@ static void coroutine_fn read_entry(void *opaque)
     DedupRange fill;
     DedupRead r = {
         .group = group, .tracker = &tracker, .fill = &fill,
-        .counters = &counters, .read = read_image, .alloc = alloc,
+        .counters = &counters, .admission = admission,
+        .read = read_image, .alloc = alloc,
         .free = free_buf, .give = give,
     };
 
@@ -219,7 +247,7 @@ static void check_read(uint64_t first, unsigned n, DedupResult want)
     memset(guest, 0x55, NBLOCKS * DEDUP_BLOCK_SIZE);
     for (i = 0; i < n; i++) {
         blocks[i].map = map;
-        blocks[i].number = first + i;
+        blocks[i].number = blocks[i].in_map = first + i;
         blocks[i].dest.gfn = first + i;
     }
     qemu_coroutine_enter(qemu_coroutine_create(read_entry, &q));
@@ -251,7 +279,9 @@ static void setup(void)
     config.root = root;
     g_assert_true(dedup_group_check(&config, &error_abort));
     group = dedup_group_get(&config, &error_abort);
-    map = dedup_map_open(group->dir.fd, "layer", NBLOCKS,
+    map = dedup_map_open(&group->index, group->dir.fd,
+                         &(DedupMapLayer) { .key = "layer",
+                                            .nblocks = NBLOCKS },
                          &error_abort);
     dedup_tracker_init(&tracker);
     memset(&counters, 0, sizeof(counters));
@@ -309,7 +339,7 @@ static bool copy(uint64_t first, unsigned n)
 
     for (i = 0; i < n; i++) {
         blocks[i].map = map;
-        blocks[i].number = first + i;
+        blocks[i].number = blocks[i].in_map = first + i;
     }
     ok = dedup_engine_copy(group, blocks, n, buf);
     if (ok) {
@@ -463,15 +493,17 @@ static void test_write_before_fill(void)
 /* Another process records the block while we fill: theirs is given. */
 static void fill_faster(uint64_t first, unsigned n)
 {
+    const uint8_t *data = image + first * DEDUP_BLOCK_SIZE;
+    DedupDigest digest = dedup_digest(&group->index, data);
     uint32_t slot;
     uint64_t word;
     DedupFrameId none = { 0 };
 
     g_assert_cmpint(dedup_index_alloc(&group->index, &slot, 1), ==, 1);
-    mem_fill(store, &slot, 1, image + first * DEDUP_BLOCK_SIZE, &word);
+    mem_fill(store, &slot, 1, data, &word);
     g_assert_true(dedup_map_record(map, first, none,
-                                   dedup_index_seal(&group->index, slot,
-                                                    word)));
+                                   dedup_index_seal(&group->index, slot, word,
+                                                    &digest)));
 }
 
 static void test_two_fill(void)
@@ -480,26 +512,207 @@ static void test_two_fill(void)
     during_read = fill_faster;
     check_read(0, 4, DEDUP_GIVEN);
     g_assert_cmpint(frames_in_use(), ==, 4);
-    g_assert_cmpint(store->evicted, ==, 1);
+    g_assert_cmpint(store->evicted, ==, 0);     /* found by its content */
     during_read = NULL;
+    store->during_fill = fill_faster;           /* too late for that */
+    check_read(8, 4, DEDUP_GIVEN);
+    g_assert_cmpint(frames_in_use(), ==, 8);
+    g_assert_cmpint(store->evicted, ==, 1);
+    check_read(8, 4, DEDUP_GIVEN);
     check_read(0, 4, DEDUP_GIVEN);
-    g_assert_cmpint(stat64_get(&counters.hits), ==, 4);
+    g_assert_cmpint(stat64_get(&counters.hits), ==, 8);
     teardown();
 }
 
-/* Ids that a scribbler put into the map are misses, and are replaced. */
+/* Ids of frames that are gone, or never were, are misses, and are replaced. */
 static void test_wild_map(void)
 {
+    const DedupFrameId none = { 0 };
     unsigned i;
 
     setup();
     for (i = 0; i < 8; i++) {
-        map->entries[i] = i % 2 ? UINT64_MAX - i : ((uint64_t)i << 32 | 7);
+        DedupFrameId wild = { .slot = i % 2 ? 7 : NFRAMES + i,
+                              .generation = i + 1 };
+
+        g_assert_true(dedup_map_record(map, i, none, wild));
     }
     check_read(0, 8, DEDUP_GIVEN);
     g_assert_cmpint(stat64_get(&counters.misses), ==, 8);
     check_read(0, 8, DEDUP_GIVEN);
     g_assert_cmpint(stat64_get(&counters.hits), ==, 8);
+    g_assert_false(dedup_index_is_damaged(&group->index));
+    teardown();
+}
+
+/*
+ * Frames of four blocks, then something is scribbled over.  Blocks are read in
+ * the ordinary way from then on, and who joins the group gets another store.
+ */
+static void check_damage(void (*scribble)(void), DedupResult want)
+{
+    DedupGroupConfig c = { .name = "unit", .store = DEDUP_SHARE_STORE_XEN };
+    DedupGroup *again;
+
+    setup();
+    c.root = root;
+    check_read(0, 4, DEDUP_GIVEN);
+    scribble();
+    check_read(0, 4, want);
+    g_assert_true(dedup_index_is_damaged(&group->index));
+    check_read(0, 4, DEDUP_FAILED);
+    g_assert_false(copy(0, 4));
+    again = dedup_group_get(&c, &error_abort);
+    g_assert_true(again != group);
+    g_assert_false(dedup_index_is_damaged(&again->index));
+    g_assert_cmpint(again->index.hdr->nsealed, ==, 0);
+    dedup_group_put(again);
+    teardown();
+}
+
+static void scribble_map(void)
+{
+    unsigned i;
+
+    for (i = 0; i < 4; i++) {
+        map->entries[i] ^= 1ULL << (i * 21);
+    }
+}
+
+/* An entry that is good, but in another place. */
+static void shift_map(void)
+{
+    memmove(map->entries + 1, map->entries, 8 * sizeof(uint64_t));
+    map->entries[0] = map->entries[4];
+}
+
+static void scribble_tags(void)
+{
+    unsigned i;
+
+    for (i = 0; i < NFRAMES; i++) {
+        group->index.tags[i] ^= 1ULL << (i % 64);
+    }
+}
+
+static void clear_tags(void)
+{
+    memset(group->index.tags, 0, NFRAMES * sizeof(uint64_t));
+}
+
+static void test_damage(void)
+{
+    check_damage(scribble_map, DEDUP_EVICTED);
+    check_damage(shift_map, DEDUP_EVICTED);
+    check_damage(scribble_tags, DEDUP_STORE_FULL);
+    check_damage(clear_tags, DEDUP_STORE_FULL);
+}
+
+/* Equal blocks, in one read, in another layer: one frame. */
+static void test_content(void)
+{
+    DedupMap *first, *second;
+
+    setup();
+    first = map;
+    memcpy(image + 2 * DEDUP_BLOCK_SIZE, image, DEDUP_BLOCK_SIZE);
+    memcpy(image + 9 * DEDUP_BLOCK_SIZE, image, DEDUP_BLOCK_SIZE);
+    check_read(0, 8, DEDUP_GIVEN);
+    g_assert_cmpint(frames_in_use(), ==, 7);    /* a twin in the same read */
+    check_read(8, 4, DEDUP_GIVEN);
+    g_assert_cmpint(frames_in_use(), ==, 10);
+    g_assert_cmpint(stat64_get(&counters.matched), ==, 1);
+
+    second = dedup_map_open(&group->index, group->dir.fd,
+                            &(DedupMapLayer) { .key = "copy",
+                                               .nblocks = NBLOCKS },
+                            &error_abort);
+    map = second;
+    check_read(0, 12, DEDUP_GIVEN);             /* read and compared */
+    g_assert_cmpint(frames_in_use(), ==, 10);
+    g_assert_cmpint(stat64_get(&counters.matched), ==, 13);
+    image_reads = 0;
+    check_read(0, 12, DEDUP_GIVEN);             /* plain hits from then on */
+    g_assert_cmpint(image_reads, ==, 0);
+    /* a frame that cannot be compared is not used */
+    store->peek_error = -EIO;
+    map = dedup_map_new(&group->index, NBLOCKS);
+    check_read(0, 4, DEDUP_GIVEN);
+    g_assert_cmpint(frames_in_use(), >=, 13);
+    dedup_map_close(map);
+    dedup_map_close(second);
+    map = first;
+    teardown();
+}
+
+/* A block of another content that is said to have the digest of a frame. */
+static void test_collision(void)
+{
+    DedupDigest digest;
+    DedupFrameId id;
+    uint32_t slot;
+
+    setup();
+    check_read(0, 1, DEDUP_GIVEN);
+    slot = dedup_map_lookup(map, 0).slot;
+    digest = dedup_digest(&group->index, image + 5 * DEDUP_BLOCK_SIZE);
+    group->index.digests[slot] = digest.high;
+    dedup_hash_insert(&group->index, &digest, slot);
+    g_assert_true(dedup_hash_find(&group->index, &digest, &id));
+    g_assert_cmpint(id.slot, ==, slot);
+    check_read(5, 1, DEDUP_GIVEN);              /* compared, and not it */
+    g_assert_cmpint(stat64_get(&counters.matched), ==, 0);
+    g_assert_cmpint(dedup_map_lookup(map, 5).slot, !=, slot);
+    teardown();
+}
+
+/* Zeroes have no frame, and are read once. */
+static void test_zeroes(void)
+{
+    setup();
+    memset(image + 4 * DEDUP_BLOCK_SIZE, 0, 4 * DEDUP_BLOCK_SIZE);
+    check_read(4, 4, DEDUP_ZEROES);
+    g_assert_cmpint(frames_in_use(), ==, 0);
+    image_reads = 0;
+    check_read(4, 4, DEDUP_ZEROES);
+    g_assert_cmpint(image_reads, ==, 0);
+    g_assert_true(copy(5, 2));
+    check_read(0, 4, DEDUP_GIVEN);
+    g_assert_true(copy(2, 4));                  /* half of each */
+    g_assert_false(copy(7, 2));
+    g_assert_cmpint(stat64_get(&counters.hits), ==, 0);
+    teardown();
+}
+
+/* Only what is read a second time is kept. */
+static void test_second_read(void)
+{
+    setup();
+    admission = DEDUP_SHARE_ADMISSION_SECOND_READ;
+    g_assert_true(dedup_seen_open(&group->seen, group->dir.fd, NFRAMES,
+                                  &error_abort));
+    check_read(0, 8, DEDUP_SEEN_ONCE);
+    g_assert_cmpint(frames_in_use(), ==, 0);
+    memcpy(image + 20 * DEDUP_BLOCK_SIZE, image, 4 * DEDUP_BLOCK_SIZE);
+    check_read(20, 4, DEDUP_GIVEN);             /* whatever block it is */
+    check_read(0, 8, DEDUP_GIVEN);
+    g_assert_cmpint(frames_in_use(), ==, 8);
+    admission = DEDUP_SHARE_ADMISSION_FIRST_READ;
+    teardown();
+}
+
+/* A full store: idle frames make room, used ones do not. */
+static void test_evict(void)
+{
+    setup();
+    check_read(0, NFRAMES, DEDUP_GIVEN);
+    check_read(NFRAMES, 8, DEDUP_STORE_FULL);
+    store->all_idle = true;
+    stat64_init(&group->full_until, 0);
+    check_read(NFRAMES, 8, DEDUP_GIVEN);
+    g_assert_cmpint(store->evicted, ==, 8);
+    g_assert_cmpint(frames_in_use(), ==, NFRAMES);
+    check_read(NFRAMES, 8, DEDUP_GIVEN);
     teardown();
 }
 
@@ -638,6 +851,12 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/engine/write-before-fill", test_write_before_fill);
     g_test_add_func("/dedup/engine/two-fill", test_two_fill);
     g_test_add_func("/dedup/engine/wild-map", test_wild_map);
+    g_test_add_func("/dedup/engine/damage", test_damage);
+    g_test_add_func("/dedup/engine/content", test_content);
+    g_test_add_func("/dedup/engine/zeroes", test_zeroes);
+    g_test_add_func("/dedup/engine/collision", test_collision);
+    g_test_add_func("/dedup/engine/second-read", test_second_read);
+    g_test_add_func("/dedup/engine/evict", test_evict);
     g_test_add_func("/dedup/group/options", test_group_options);
     g_test_add_func("/dedup/group/twice", test_group_twice);
     return g_test_run();

@@ -9,6 +9,7 @@
 #include "qemu/atomic.h"
 #include "block/dedup-share/index-dir.h"
 #include "block/dedup-share/layer.h"
+#include "block/dedup-share/map.h"
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
@@ -62,8 +63,9 @@ static void setup(Fixture *f, uint32_t nframes)
     make_root();
     f->dirfd = open(root, O_RDONLY | O_DIRECTORY);
     g_assert_cmpint(f->dirfd, >=, 0);
-    dedup_index_map(&f->index, f->dirfd, root, true, nframes, &test_store,
-                    &error_abort);
+    dedup_index_make(&f->index, f->dirfd, root, nframes, true, &test_store,
+                     &error_abort);
+    f->index.member = 1;
 }
 
 static void teardown(Fixture *f)
@@ -71,6 +73,29 @@ static void teardown(Fixture *f)
     dedup_index_unmap(&f->index);
     close(f->dirfd);
     drop_root();
+}
+
+static DedupFrameId seal(DedupIndex *index, uint32_t slot, uint64_t word)
+{
+    DedupDigest digest = { .low = word * 0x9e3779b97f4a7c15, .high = word };
+
+    return dedup_index_seal(index, slot, word, &digest);
+}
+
+/* As who has begun to evict a frame, and found it idle. */
+static void evict(DedupIndex *index, uint32_t slot)
+{
+    g_assert_true(dedup_index_evict_begin(index, slot));
+    dedup_index_evict_commit(index, slot);
+    dedup_index_release(index, slot);
+}
+
+static DedupMap *open_map(DedupIndex *index, int dirfd, const char *key,
+                          uint64_t nblocks, Error **errp)
+{
+    DedupMapLayer layer = { .key = key, .nblocks = nblocks };
+
+    return dedup_map_open(index, dirfd, &layer, errp);
 }
 
 static void test_frame_life(void)
@@ -86,17 +111,17 @@ static void test_frame_life(void)
 
     id = (DedupFrameId) { .slot = slots[0], .generation = 1 };
     g_assert_false(dedup_index_get(&f.index, id, &word));   /* filling */
-    id = dedup_index_seal(&f.index, slots[0], 0x1234);
+    id = seal(&f.index, slots[0], 0x1234);
     g_assert_true(dedup_index_get(&f.index, id, &word));
     g_assert_cmphex(word, ==, 0x1234);
     g_assert_cmpint(f.index.hdr->nsealed, ==, 1);
 
     /* an id is never good again once its slot was released */
-    dedup_index_release(&f.index, slots[0]);
+    evict(&f.index, slots[0]);
     g_assert_false(dedup_index_get(&f.index, id, &word));
     g_assert_cmpint(f.index.hdr->nsealed, ==, 0);
     g_assert_cmpint(dedup_index_alloc(&f.index, slots, 4), ==, 1);
-    again = dedup_index_seal(&f.index, slots[0], 0x5678);
+    again = seal(&f.index, slots[0], 0x5678);
     g_assert_cmpint(again.slot, ==, id.slot);
     g_assert_cmpint(again.generation, !=, id.generation);
     g_assert_false(dedup_index_get(&f.index, id, &word));
@@ -113,7 +138,7 @@ static void test_frame_wild_ids(void)
 
     setup(&f, 3);
     g_assert_cmpint(dedup_index_alloc(&f.index, &slot, 1), ==, 1);
-    dedup_index_seal(&f.index, slot, 1);
+    seal(&f.index, slot, 1);
     for (i = 0; i < 64; i++) {
         DedupFrameId id = { .slot = i < 32 ? 1u << i : slot,
                             .generation = i < 32 ? 1 : i - 32 };
@@ -129,12 +154,20 @@ static void test_generation_wrap(void)
 {
     Fixture f;
     uint32_t slot;
+    unsigned i;
 
     setup(&f, 1);
     g_assert_cmpint(dedup_index_alloc(&f.index, &slot, 1), ==, 1);
-    f.index.frames[slot].tag |= (uint64_t)UINT32_MAX << 32;
+    for (i = 1; i < DEDUP_GENERATION_MAX; i++) {
+        g_assert_cmpint(dedup_index_name(&f.index, slot).generation, ==, i);
+        dedup_index_release(&f.index, slot);
+        g_assert_cmpint(dedup_index_alloc(&f.index, &slot, 1), ==, 1);
+    }
     dedup_index_release(&f.index, slot);
     g_assert_cmpint(dedup_index_alloc(&f.index, &slot, 1), ==, 0);
+    g_assert_cmpint(dedup_index_state(&f.index, slot, &i), ==,
+                    DEDUP_FRAME_RETIRED);
+    g_assert_false(dedup_index_is_damaged(&f.index));
     teardown(&f);
 }
 
@@ -145,6 +178,7 @@ static void hammer(DedupIndex *index, uint32_t *owner, uint32_t me)
     int round;
     unsigned i, n;
 
+    index->member = me;
     for (round = 0; round < 20000; round++) {
         n = dedup_index_alloc(index, slots, 1 + round % 8);
         for (i = 0; i < n; i++) {
@@ -154,12 +188,16 @@ static void hammer(DedupIndex *index, uint32_t *owner, uint32_t me)
         }
         for (i = 0; i < n; i++) {
             if (round % 2) {
-                dedup_index_seal(index, slots[i], me);
+                seal(index, slots[i], me);
             }
             if (qatomic_xchg(&owner[slots[i]], 0) != me) {
                 _exit(2);
             }
-            dedup_index_release(index, slots[i]);
+            if (round % 2) {
+                evict(index, slots[i]);
+            } else {
+                dedup_index_release(index, slots[i]);
+            }
         }
     }
     _exit(0);
@@ -210,9 +248,9 @@ static void test_map(void)
     DedupMap *map, *other, *another;
 
     setup(&f, 1);
-    map = dedup_map_open(f.dirfd, "k1", 5000, &error_abort);
-    other = dedup_map_open(f.dirfd, "k1", 5000, &error_abort);
-    another = dedup_map_open(f.dirfd, "k2", 5000, &error_abort);
+    map = open_map(&f.index, f.dirfd, "k1", 5000, &error_abort);
+    other = open_map(&f.index, f.dirfd, "k1", 5000, &error_abort);
+    another = open_map(&f.index, f.dirfd, "k2", 5000, &error_abort);
 
     assert_entry(map, 7, none);
     g_assert_true(dedup_map_record(map, 7, none, a));
@@ -236,23 +274,25 @@ static void test_map(void)
 static void test_map_damaged(void)
 {
     Fixture f;
+    const DedupFrameId a = { 0, 1 };
     DedupMap *map;
-    Error *err = NULL;
     g_autofree char *path = NULL;
 
     setup(&f, 1);
-    map = dedup_map_open(f.dirfd, "k", 100, &error_abort);
-    /* another length: not the layer's */
-    g_assert_null(dedup_map_open(f.dirfd, "k", 100000, &err));
-    error_free_or_abort(&err);
+    map = open_map(&f.index, f.dirfd, "k", 100, &error_abort);
+    dedup_map_record(map, 7, none, a);
+    assert_entry(map, 7, a);
     ((DedupMapHeader *)map->file.base)->nblocks++;
     dedup_map_close(map);
-    g_assert_null(dedup_map_open(f.dirfd, "k", 100, &err));
-    error_free_or_abort(&err);
+    map = open_map(&f.index, f.dirfd, "k", 100, &error_abort);
+    assert_entry(map, 7, none);                 /* another map in its place */
+    dedup_map_record(map, 7, none, a);
+    dedup_map_close(map);
     path = sub("map-k");
     g_assert_cmpint(truncate(path, 10), ==, 0);
-    g_assert_null(dedup_map_open(f.dirfd, "k", 100, &err));
-    error_free_or_abort(&err);
+    map = open_map(&f.index, f.dirfd, "k", 100, &error_abort);
+    assert_entry(map, 7, none);
+    dedup_map_close(map);
     teardown(&f);
 }
 
@@ -276,7 +316,8 @@ static void in_small_tmpfs(void)
     const uint64_t far = 500000;
     g_autofree char *filler = sub("filler");
     Error *err = NULL;
-    DedupIndex index;
+    static DedupIndexHeader hdr;
+    DedupIndex index, no_index = { .hdr = &hdr };
     DedupMap *map;
     int dirfd;
 
@@ -288,14 +329,15 @@ static void in_small_tmpfs(void)
         _exit(77);
     }
     dirfd = open(root, O_RDONLY | O_DIRECTORY);
-    map = dedup_map_open(dirfd, "k", 1000000, &error_abort);
+    map = open_map(&no_index, dirfd, "k", 1000000, &error_abort);
+    g_assert_true(dedup_map_back(map, 0));
     fill_up(filler);
     g_assert_true(dedup_map_back(map, 0));
     g_assert_false(dedup_map_back(map, far));
-    g_assert_null(dedup_map_open(dirfd, "l", 1000000, &err));
+    g_assert_null(open_map(&no_index, dirfd, "l", 1000000, &err));
     error_free_or_abort(&err);
-    g_assert_false(dedup_index_map(&index, dirfd, root, true, 100000,
-                                   &test_store, &err));
+    g_assert_false(dedup_index_make(&index, dirfd, root, 100000, true,
+                                    &test_store, &err));
     g_assert_nonnull(strstr(error_get_pretty(err), "store-size"));
     error_free_or_abort(&err);
     g_assert_cmpint(faccessat(dirfd, "index.new", F_OK, 0), ==, -1);
@@ -351,8 +393,8 @@ static void join_first(DedupDir *dir, DedupIndex *index)
     g_assert_true(join(dir, "g", &alone, &error_abort));
     g_assert_true(alone);
     g_assert_cmpmem(reaped_uuid, 16, dir->uuid, 16);
-    dedup_index_map(index, dir->fd, dir->path, true, 4, &test_store,
-                    &error_abort);
+    dedup_index_make(index, dir->fd, dir->path, 4, false, &test_store,
+                     &error_abort);
     dedup_dir_joined(dir);
 }
 
@@ -392,7 +434,7 @@ static void killed_member(void)
 
     if (!pid) {
         join_first(&dir, &index);
-        dedup_map_open(dir.fd, "k", 10, &error_abort);
+        open_map(&index, dir.fd, "k", 10, &error_abort);
         kill(getpid(), SIGKILL);
     }
     g_assert_cmpint(waitpid(pid, &status, 0), ==, pid);
@@ -507,6 +549,20 @@ static void expect_join_error(const char *group, const char *text)
     error_free(err);
 }
 
+/* Nobody is in the group: what is there is removed. */
+static void expect_join(const char *group)
+{
+    g_autofree char *index = g_build_filename(root, group, "index", NULL);
+    DedupDir dir;
+    bool alone;
+
+    g_assert_true(join(&dir, group, &alone, &error_abort));
+    g_assert_true(alone);
+    g_assert_false(g_file_test(index, G_FILE_TEST_EXISTS));
+    dedup_dir_leave(&dir);
+    dedup_dir_close(&dir);
+}
+
 static void test_dir_refused(void)
 {
     g_autofree char *g = NULL;
@@ -536,21 +592,24 @@ static void test_dir_refused(void)
     g_assert_true(g_file_test(file, G_FILE_TEST_EXISTS));
     g_unlink(file);
 
+    /* what is damaged is dropped */
     g_assert_true(g_file_set_contents(index, "hello", -1, NULL));
-    expect_join_error("g", "damaged or truncated");
+    expect_join("g");
     memset(&hdr, 0, sizeof(hdr));
     g_assert_true(g_file_set_contents(index, (char *)&hdr, sizeof(hdr), NULL));
     g_assert_cmpint(truncate(index, 8192), ==, 0);
-    expect_join_error("g", "not dedup-share's");
+    expect_join("g");
     hdr.magic = DEDUP_INDEX_MAGIC;
+    hdr.version = DEDUP_INDEX_VERSION;
+    g_assert_true(g_file_set_contents(index, (char *)&hdr, sizeof(hdr), NULL));
+    g_assert_cmpint(truncate(index, 8192), ==, 0);
+    expect_join("g");
+    /* what another version has made is not */
     hdr.version = DEDUP_INDEX_VERSION + 1;
     g_assert_true(g_file_set_contents(index, (char *)&hdr, sizeof(hdr), NULL));
     g_assert_cmpint(truncate(index, 8192), ==, 0);
     expect_join_error("g", "another version");
-    hdr.version = DEDUP_INDEX_VERSION;
-    g_assert_true(g_file_set_contents(index, (char *)&hdr, sizeof(hdr), NULL));
-    g_assert_cmpint(truncate(index, 8192), ==, 0);
-    expect_join_error("g", "damaged or truncated");
+    g_assert_true(g_file_test(index, G_FILE_TEST_EXISTS));
     g_unlink(index);
 
     g_unlink(lock);
@@ -561,28 +620,39 @@ static void test_dir_refused(void)
     drop_root();
 }
 
-/* An index that was truncated while it lies there is refused as well. */
+/* An index that is not what it should be is found to be damaged. */
 static void test_index_truncated(void)
 {
     DedupDir dir;
     DedupIndex index, other;
+    bool damaged;
     Error *err = NULL;
     g_autofree char *path = NULL;
 
     make_root();
     join_first(&dir, &index);
     path = sub("g/index");
-    dedup_index_unmap(&index);
-    g_assert_false(dedup_index_map(&other, dir.fd, "here", false, 5, NULL,
-                                   &err));
+    g_assert_false(dedup_index_attach(&other, dir.fd, "here", 5, &damaged,
+                                      &err));
     g_assert_nonnull(strstr(error_get_pretty(err), "store-size"));
-    error_free(err);
-    err = NULL;
+    g_assert_false(damaged);
+    error_free_or_abort(&err);
+    g_assert_true(dedup_index_attach(&other, dir.fd, "here", 4, &damaged,
+                                     &error_abort));
+    /* whoever finds it damaged tells all */
+    dedup_index_set_damaged(&other);
+    g_assert_true(dedup_index_is_damaged(&index));
+    dedup_index_unmap(&other);
+    g_assert_false(dedup_index_attach(&other, dir.fd, "here", 0, &damaged,
+                                      &err));
+    g_assert_true(damaged);
+    error_free_or_abort(&err);
+    dedup_index_unmap(&index);
     g_assert_cmpint(truncate(path, DEDUP_HEADER_SIZE), ==, 0);
-    g_assert_false(dedup_index_map(&other, dir.fd, "here", false, 0, NULL,
-                                   &err));
-    g_assert_nonnull(strstr(error_get_pretty(err), "truncated"));
-    error_free(err);
+    g_assert_false(dedup_index_attach(&other, dir.fd, "here", 0, &damaged,
+                                      &err));
+    g_assert_true(damaged);
+    error_free_or_abort(&err);
     dedup_dir_close(&dir);
     drop_root();
 }

@@ -107,11 +107,13 @@ static void fill(uint64_t first, unsigned n, DedupFrameId *ids)
         make_content(buf + i * PAGE, first + i);
     }
     g_assert_cmpint(dedup_index_alloc(&group->index, slots, n), ==, n);
-    dedup_hold_begin(group->holders, &hold, slots, n);
+    dedup_hold_begin(&group->holders, &hold, slots, n);
     g_assert_cmpint(group->ops->fill(group->store, slots, n, buf, words), ==,
                     0);
     for (i = 0; i < n; i++) {
-        ids[i] = dedup_index_seal(&group->index, slots[i], words[i]);
+        DedupDigest digest = dedup_digest(&group->index, buf + i * PAGE);
+
+        ids[i] = dedup_index_seal(&group->index, slots[i], words[i], &digest);
     }
     dedup_hold_end(&hold);
 }
@@ -121,6 +123,19 @@ static bool sealed(DedupFrameId id)
     uint64_t word;
 
     return dedup_index_get(&group->index, id, &word);
+}
+
+/* Evict frames, also such as were used lately, and free their slots. */
+static unsigned evict(unsigned want)
+{
+    uint32_t slots[DEDUP_BATCH];
+    unsigned i, n = dedup_evict(group, slots, want);
+
+    for (i = 0; i < n; i++) {
+        g_assert_cmpint(group->ops->evict(group->store, &slots[i], 1), ==, 1);
+        dedup_index_release(&group->index, slots[i]);
+    }
+    return n;
 }
 
 /* Give frames to the pages first...; all are given or copied. */
@@ -135,7 +150,7 @@ static void give(const DedupFrameId *ids, unsigned first, unsigned n,
         gives[i].dest.host = guest + (first + i) * PAGE;
         gives[i].slot = ids[i].slot;
         gives[i].result = DEDUP_FAILED;
-        dedup_hold_begin(group->holders, &hold, &ids[i].slot, 1);
+        dedup_hold_begin(&group->holders, &hold, &ids[i].slot, 1);
         dedup_hold_end(&hold);
     }
     group->ops->give(group->store, gives, n);
@@ -303,22 +318,19 @@ static void test_evict(void)
     setup();
     fill(0, 64, ids);
     give(ids, 0, 64, DEDUP_GIVEN);
-    g_assert_cmpint(dedup_evict(group, 64), ==, 0);     /* just used */
+    g_assert_cmpint(evict(64), ==, 0);     /* just used */
     trim();
-    g_assert_cmpint(dedup_evict(group, 64), ==, 0);     /* mapped */
+    g_assert_cmpint(evict(64), ==, 0);     /* mapped */
     memset(guest + 10 * PAGE, 0x99, 5 * PAGE);
-    g_assert_cmpint(dedup_evict(group, 64), ==, 0);     /* not known yet */
+    g_assert_cmpint(evict(64), ==, 0);     /* not known yet */
     trim();
-    g_assert_cmpint(dedup_evict(group, 64), ==, 5);
+    g_assert_cmpint(evict(64), ==, 5);
     for (i = 0; i < 64; i++) {
         g_assert_cmpint(sealed(ids[i]), ==, i < 10 || i >= 15);
     }
-    for (i = 0; i < NFRAMES - 64; i++) {        /* until they are used */
-        fill(1000 + i, 1, &again);
-    }
     fill(5000, 1, &again);
     g_assert_cmpint(again.slot, ==, ids[10].slot);
-    g_assert_cmpint(again.generation, ==, ids[10].generation + 1);
+    g_assert_cmpint(again.generation, ==, ids[10].generation + 2);
     for (i = 0; i < 64; i++) {
         if (i < 10 || i >= 15) {
             check_content(guest + i * PAGE, i);
@@ -338,11 +350,19 @@ static void test_untouched(void)
     fill(0, 8, ids);
     give(ids, 0, 8, DEDUP_GIVEN);
     dedup_trim_now(group);
-    g_assert_cmpint(dedup_evict(group, 8), ==, 0);
+    g_assert_cmpint(evict(8), ==, 0);
     dedup_given_drop(guest, 8 * PAGE);
     dedup_trim_now(group);
-    g_assert_cmpint(dedup_evict(group, 8), ==, 8);
+    g_assert_cmpint(evict(8), ==, 8);
     teardown();
+}
+
+static void open_other(DedupHolders *other)
+{
+    g_assert_true(dedup_holders_open(other, group->dir.fd, NFRAMES, true, false,
+                                     &error_abort));
+    g_assert_true(dedup_holders_take_row(other, dedup_bury, group,
+                                         &error_abort));
 }
 
 /* Another process holds frames, then it is dead. */
@@ -354,20 +374,18 @@ static void test_other(void)
 
     setup();
     fill(0, 8, ids);
-    g_assert_true(dedup_holders_open(&other, group->dir.fd, NFRAMES, false,
-                                     &error_abort));
+    open_other(&other);
     g_assert_cmpint(other.row, ==, 1);
     dedup_hold_begin(&other, &hold, &ids[3].slot, 1);
     dedup_hold_end(&hold);
     trim();
-    g_assert_cmpint(dedup_evict(group, 8), ==, 7);
+    g_assert_cmpint(evict(8), ==, 7);
     g_assert_true(sealed(ids[3]));
     dedup_holders_close(&other);                /* its row stays behind */
-    g_assert_cmpint(dedup_evict(group, 8), ==, 0);
+    g_assert_cmpint(evict(8), ==, 0);
     trim();
-    g_assert_cmpint(dedup_evict(group, 8), ==, 1);
-    g_assert_true(dedup_holders_open(&other, group->dir.fd, NFRAMES, false,
-                                     &error_abort));
+    g_assert_cmpint(evict(8), ==, 1);
+    open_other(&other);
     g_assert_cmpint(other.row, ==, 1);          /* the row is used again */
     dedup_holders_close(&other);
     teardown();
@@ -382,21 +400,21 @@ static void test_request(void)
     setup();
     fill(0, 8, ids);
     dedup_trim_now(group);
-    dedup_hold_begin(group->holders, &before, &ids[0].slot, 1);
-    dedup_trim_begin(group->holders);
-    g_assert_false(dedup_trim_alone(group->holders));
-    dedup_hold_begin(group->holders, &during, &ids[1].slot, 1);
-    dedup_hold_more(group->holders, &before, &ids[2].slot, 1);
+    dedup_hold_begin(&group->holders, &before, &ids[0].slot, 1);
+    dedup_trim_begin(&group->holders);
+    g_assert_false(dedup_trim_alone(&group->holders));
+    dedup_hold_begin(&group->holders, &during, &ids[1].slot, 1);
+    dedup_hold_more(&group->holders, &before, &ids[2].slot, 1);
     dedup_hold_end(&before);
-    g_assert_true(dedup_trim_alone(group->holders));
-    dedup_trim_end(group->holders);
-    g_assert_cmpint(dedup_evict(group, 8), ==, 6);
+    g_assert_true(dedup_trim_alone(&group->holders));
+    dedup_trim_end(&group->holders);
+    g_assert_cmpint(evict(8), ==, 6);
     g_assert_false(sealed(ids[0]));             /* its request is over */
     g_assert_true(sealed(ids[1]));
     g_assert_true(sealed(ids[2]));
     dedup_hold_end(&during);
     trim();
-    g_assert_cmpint(dedup_evict(group, 8), ==, 2);
+    g_assert_cmpint(evict(8), ==, 2);
     teardown();
 }
 
@@ -448,7 +466,7 @@ static void *filler(void *opaque)
         uint64_t block = g_rand_int_range(rand, 0, BLOCKS);
 
         if (qatomic_read(&group->index.hdr->nsealed) > BLOCKS) {
-            dedup_evict(group, 16);
+            evict(16);
         } else {
             fill(block, 1, &id);
             qatomic_store_release(&the_map[block],
@@ -479,10 +497,10 @@ static void test_race(void)
     memset(the_map, 0, sizeof(the_map));
     stop_all = false;
     checked = was_gone = 0;
-    dedup_holders_open(&other, group->dir.fd, NFRAMES, false, &error_abort);
+    open_other(&other);
     for (i = 0; i < READERS; i++) {
         qemu_thread_create(&threads[i], "reader", reader,
-                           i ? &other : group->holders, QEMU_THREAD_JOINABLE);
+                           i ? &other : &group->holders, QEMU_THREAD_JOINABLE);
     }
     for (; i < READERS + 2; i++) {
         qemu_thread_create(&threads[i], "filler", filler, NULL,

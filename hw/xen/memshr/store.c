@@ -302,6 +302,47 @@ static unsigned xen_store_evict(DedupStore *s, const uint32_t *slots,
     return remove_frames(s, gfns, n);
 }
 
+/*
+ * A frame that nobody shares has one reference, the store domain's.  Whatever
+ * else Xen says, the frame stays.
+ */
+static uint64_t xen_store_in_use(DedupStore *s, const uint32_t *slots,
+                                 unsigned n)
+{
+    uint64_t used = 0;
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    for (i = 0; i < n; i++) {
+        xen_memshr_count(&s->calls, s->domain.domid, xen_store_gfn(slots[i]));
+    }
+    xen_memshr_calls_make(&s->calls);
+    for (i = 0; i < n; i++) {
+        used |= (uint64_t)(s->calls.rc[i] != 1) << i;
+    }
+    return used;
+}
+
+/* Is there a page?  Without one it cannot be mapped. */
+static bool is_populated(DedupStore *s, xen_pfn_t gfn)
+{
+    void *window = map_frames(s, &gfn, 1, PROT_READ);
+
+    if (window) {
+        xenforeignmemory_unmap(s->fmem, window, 1);
+    }
+    return window;
+}
+
+static bool xen_store_recover(DedupStore *s, uint32_t slot)
+{
+    xen_pfn_t gfn = xen_store_gfn(slot);
+
+    QEMU_LOCK_GUARD(&s->lock);
+    return !is_populated(s, gfn) ||
+           (remove_frames(s, &gfn, 1) == 1 && !is_populated(s, gfn));
+}
+
 /* Sealed frames may be mapped by anyone who only reads them. */
 static int xen_store_peek(DedupStore *s, const uint32_t *slots, unsigned n,
                           void *buf)
@@ -329,6 +370,7 @@ static void xen_store_counters(DedupStore *s, DedupStoreCounters *c)
 
 static const DedupStoreOps xen_store_ops = {
     .kind = DEDUP_SHARE_STORE_XEN,
+    .has_words = true,
     .applies = xen_memshr_applies,
     .probe = xen_memshr_probe,
     .host_frames = xen_store_host_frames,
@@ -343,7 +385,9 @@ static const DedupStoreOps xen_store_ops = {
     .fill = xen_store_fill,
     .peek = xen_store_peek,
     .give = xen_memshr_give,
+    .in_use = xen_store_in_use,
     .evict = xen_store_evict,
+    .recover = xen_store_recover,
     .counters = xen_store_counters,
 };
 

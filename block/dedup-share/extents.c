@@ -1,0 +1,84 @@
+/*
+ * dedup-share: where a file's blocks are on the disk
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * By FIEMAP: Linux, Documentation/filesystems/fiemap.rst.
+ */
+
+#include "qemu/osdep.h"
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include "extents.h"
+
+/* Extents that are asked for at once. */
+#define BATCH 256
+
+/* More than these flags, and the bytes may be elsewhere, or other ones. */
+#define PLAIN (FIEMAP_EXTENT_LAST | FIEMAP_EXTENT_SHARED | \
+               FIEMAP_EXTENT_MERGED)
+
+static void add(GArray *all, const struct fiemap_extent *e)
+{
+    DedupExtent x = {
+        .logical = e->fe_logical, .physical = e->fe_physical,
+        .length = e->fe_length, .plain = !(e->fe_flags & ~PLAIN),
+        .shared = e->fe_flags & FIEMAP_EXTENT_SHARED,
+    };
+
+    g_array_append_val(all, x);
+}
+
+/* Add the extents from *from on; true if there may be more. */
+static bool get_some(int fd, struct fiemap *fm, GArray *all, uint64_t *from,
+                     bool *ok)
+{
+    unsigned i;
+
+    memset(fm, 0, sizeof(*fm));
+    fm->fm_start = *from;
+    fm->fm_length = FIEMAP_MAX_OFFSET - *from;
+    fm->fm_flags = FIEMAP_FLAG_SYNC;
+    fm->fm_extent_count = BATCH;
+    *ok = !ioctl(fd, FS_IOC_FIEMAP, fm);
+    if (!*ok || !fm->fm_mapped_extents) {
+        return false;
+    }
+    for (i = 0; i < fm->fm_mapped_extents; i++) {
+        add(all, &fm->fm_extents[i]);
+        *from = fm->fm_extents[i].fe_logical + fm->fm_extents[i].fe_length;
+        if (fm->fm_extents[i].fe_flags & FIEMAP_EXTENT_LAST) {
+            return false;
+        }
+    }
+    return true;
+}
+
+GArray *dedup_extents_get(const char *path)
+{
+    g_autofree struct fiemap *fm = g_malloc(sizeof(*fm) + BATCH *
+                                            sizeof(struct fiemap_extent));
+    GArray *all = g_array_new(false, false, sizeof(DedupExtent));
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    uint64_t from = 0;
+    bool ok = fd >= 0;
+
+    while (ok && get_some(fd, fm, all, &from, &ok)) {
+        /* the next ones */
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (!ok) {
+        g_array_free(all, true);
+        all = NULL;
+    }
+    return all;
+}
+
+bool dedup_extents_equal(const GArray *a, const GArray *b)
+{
+    return a && b && a->len == b->len &&
+           !memcmp(a->data, b->data, a->len * sizeof(DedupExtent));
+}

@@ -1,0 +1,28 @@
+/*
+ * dedup-share: where a file's blocks are on the disk
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef DEDUP_SHARE_EXTENTS_H
+#define DEDUP_SHARE_EXTENTS_H
+
+/* In bytes.  Not all are multiples of blocks. */
+typedef struct DedupExtent {
+    uint64_t logical;
+    uint64_t physical;
+    uint64_t length;
+    bool plain;                 /* the file's bytes are those of the disk */
+    bool shared;                /* another file may map them, too */
+} DedupExtent;
+
+/*
+ * The extents of the file @path, in ascending order, after all that is to be
+ * written to the disk was.  An array of DedupExtent, the caller's; NULL if the
+ * file system cannot tell.
+ */
+GArray *dedup_extents_get(const char *path);
+
+bool dedup_extents_equal(const GArray *a, const GArray *b);
+
+#endif /* DEDUP_SHARE_EXTENTS_H */
