@@ -182,6 +182,11 @@ TESTS = [
      "                   'dedup-share-ram-test'] : []\n"),
 ]
 
+STRESS = [
+    ('tests/meson.build', 'before', r"^subdir\('unit'\)\n",
+     "subdir('stress')\n"),
+]
+
 BENCH = [
     ('tests/bench/meson.build', 'end', None,
      "if have_block and config_host_data.get('CONFIG_DEDUP_SHARE')\n"
@@ -197,4 +202,4 @@ DOCS = [
 ]
 
 HOOKS = (BUILD + QAPI + DATAPATH + PV_DISKS + UNPLUG + GUEST_RAM + TESTS +
-         BENCH + DOCS)
+         STRESS + BENCH + DOCS)

@@ -31,8 +31,8 @@ bool dedup_seen_open(DedupSeen *seen, int dirfd, uint32_t nframes,
     }
     if (!seen->marks || seen->marks == MAP_FAILED ||
         !dedup_populate(seen->marks, seen->size)) {
-        error_setg_errno(errp, errno, "admission: could not make a table of %zu "
-                         "bytes in the index-dir; use first-read, or an "
+        error_setg_errno(errp, errno, "admission: could not make a table of "
+                         "%zu bytes in the index-dir; use first-read, or an "
                          "index-dir on a larger tmpfs", seen->size);
         dedup_seen_close(seen);
     }

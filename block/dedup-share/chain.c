@@ -217,16 +217,22 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
     trace_dedup_share_layers(bs, bdrv_get_node_name(bs), s->nlayers);
 }
 
-/* Set where @b, which the layer owns, is looked up. */
-static void place(BDRVDedupShareState *s, const DedupLayer *l, DedupBlock *b)
+/*
+ * Set where @b is looked up.  @l is the layer that owns it, or NULL; then, or if
+ * the layer takes no part, the result says @why.
+ */
+static void place(BDRVDedupShareState *s, const DedupLayer *l, DedupBlock *b,
+                  DedupResult why)
 {
     b->in_map = b->number;
-    b->map = l->map;
-    if (l->own) {
+    b->map = l ? l->map : NULL;
+    if (l && l->own) {
         b->map = qatomic_read(&s->others_write)
                  ? NULL : dedup_own_map(l->own, b->number);
     }
-    if (l->alias && b->map == l->map && b->map) {
+    if (!b->map) {
+        b->result = b->result ?: why;
+    } else if (l->alias && b->map == l->map) {
         dedup_alias_lookup(l->alias, &b->map, &b->in_map);
     }
 }
@@ -253,7 +259,7 @@ dedup_find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
 
     if (first_owns(bs, blocks, n)) {
         for (i = 0; i < n; i++) {
-            place(s, &s->layers[0], &blocks[i]);
+            place(s, &s->layers[0], &blocks[i], DEDUP_NO_LAYER);
         }
     }
     while (i < n) {
@@ -272,13 +278,7 @@ dedup_find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
                           data || !whole ? DEDUP_NO_LAYER : DEDUP_UNALLOCATED;
 
         for (whole = MAX(whole, 1); whole && i < n; whole--, i++) {
-            blocks[i].map = NULL;
-            if (l) {
-                place(s, l, &blocks[i]);
-            }
-            if (!blocks[i].map && blocks[i].result == DEDUP_GIVEN) {
-                blocks[i].result = why;
-            }
+            place(s, l, &blocks[i], why);
         }
         offset = (blocks[0].number + i) * DEDUP_BLOCK_SIZE;
     }

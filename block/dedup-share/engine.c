@@ -12,7 +12,7 @@
 #include "reclaim.h"
 #include "trace.h"
 
-/* --- looking up ----------------------------------------------------------- */
+/* --- looking up --------------------------------------------------------- */
 
 /* Look a block up once more.  True if the store has it. */
 static bool lookup(DedupRead *r, DedupBlock *b)
@@ -52,9 +52,7 @@ static void release_slots(DedupGroup *g, const uint32_t *slots, unsigned n)
     }
 }
 
-/*
- * --- a full store ----------------------------------------------------------
- */
+/* --- a full store ------------------------------------------------------- */
 
 /*
  * If the host has no memory for a frame, what was read for it is read once more
@@ -108,9 +106,7 @@ static unsigned take_slots(DedupRead *r, uint32_t *slots, unsigned n)
     return got;
 }
 
-/*
- * --- filling ---------------------------------------------------------------
- */
+/* --- filling ------------------------------------------------------------ */
 
 /* A missed block whose content has been read. */
 typedef struct Missed {
@@ -430,7 +426,7 @@ static void coroutine_fn fill_misses(DedupRead *r, DedupBlock **missed,
     }
 }
 
-/* --- giving -------------------------------------------------------------- */
+/* --- giving ------------------------------------------------------------- */
 
 /* After the give: what was evicted in between is not in place. */
 static unsigned check_given(DedupGroup *g, const DedupGive *gives,
@@ -475,9 +471,7 @@ static void coroutine_fn give(DedupRead *r, DedupBlock *blocks, unsigned n)
     trace_dedup_engine_give(ngive, given);
 }
 
-/*
- * --- reading ---------------------------------------------------------------
- */
+/* --- reading ------------------------------------------------------------ */
 
 /* The blocks that are to be given, or copied, and what they hold. */
 typedef struct Wanted {

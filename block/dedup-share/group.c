@@ -68,9 +68,7 @@ static void reap_store(const uint8_t uuid[16])
     }
 }
 
-/*
- * --- damage ----------------------------------------------------------------
- */
+/* --- damage ------------------------------------------------------------- */
 
 static void (*on_damage)(DedupGroup *group);
 
@@ -88,9 +86,7 @@ static void group_damaged(void *opaque)
     }
 }
 
-/*
- * --- joining and leaving ---------------------------------------------------
- */
+/* --- joining and leaving ------------------------------------------------ */
 
 /* The first of a group: make the store, then the index that leads to it. */
 static bool group_create(DedupGroup *g, const DedupGroupConfig *config,

@@ -23,7 +23,7 @@ QEMU_BUILD_BUG_ON(BITS_PER_LONG != 64);
 #define REMEDY "; end the QEMUs of that group and remove the directory, " \
                "or choose another group or index-dir"
 
-/* --- the file ------------------------------------------------------------- */
+/* --- the file ----------------------------------------------------------- */
 
 /* Where the arrays are.  Returns the size of the file. */
 static size_t lay_out(DedupIndex *index, uint32_t nframes, bool words)
@@ -202,7 +202,7 @@ void dedup_index_set_damaged(DedupIndex *index)
     }
 }
 
-/* --- tags ----------------------------------------------------------------- */
+/* --- tags --------------------------------------------------------------- */
 
 /* check << 34 | generation << 14 | member << 3 | state */
 enum {
@@ -287,7 +287,7 @@ static bool step(DedupIndex *index, uint32_t slot, unsigned from,
     return true;
 }
 
-/* --- frames --------------------------------------------------------------- */
+/* --- frames ------------------------------------------------------------- */
 
 /* Take up to @n of the free slots that one word of bits shows. */
 static unsigned alloc_word(DedupIndex *index, unsigned long *word,
@@ -468,7 +468,7 @@ void dedup_index_evict_commit(DedupIndex *index, uint32_t slot)
     }
 }
 
-/* --- what the dead have left ---------------------------------------------- */
+/* --- what the dead have left -------------------------------------------- */
 
 static bool recover_one(DedupIndex *index, uint32_t slot, DedupSlotFn *idle,
                         DedupSlotFn *drop, void *opaque)

@@ -129,7 +129,7 @@ typedef struct DedupIndex {
     unsigned member;            /* ours, from 1 on: see holders.h */
 } DedupIndex;
 
-/* --- the file ------------------------------------------------------------- */
+/* --- the file ----------------------------------------------------------- */
 
 /*
  * Make (@create) or map the file "index" in @dirfd.  A new file gets its name
@@ -156,7 +156,7 @@ static inline bool dedup_index_is_damaged(DedupIndex *index)
     return qatomic_read(&index->hdr->damaged);
 }
 
-/* --- frames --------------------------------------------------------------- */
+/* --- frames ------------------------------------------------------------- */
 
 /*
  * Take up to @n free slots, return how many.  They are FILLING then.  As far as
@@ -231,7 +231,7 @@ unsigned dedup_index_recover(DedupIndex *index, unsigned member,
                              DedupSlotFn *idle, DedupSlotFn *drop,
                              void *opaque);
 
-/* --- hash.c: content ------------------------------------------------------ */
+/* --- hash.c: content ---------------------------------------------------- */
 
 /* Entries of a bucket.  Two buckets are looked into for each digest. */
 #define DEDUP_BUCKET 8

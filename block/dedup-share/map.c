@@ -343,9 +343,7 @@ void dedup_map_forget(DedupMap *map, uint64_t first, uint64_t n)
     }
 }
 
-/*
- * --- maps that nobody uses -------------------------------------------------
- */
+/* --- maps that nobody uses ---------------------------------------------- */
 
 /* So many are kept, for guests to come. */
 #define KEEP_UNUSED 64

@@ -79,7 +79,7 @@ bool coroutine_fn GRAPH_RDLOCK
 dedup_copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
                       QEMUIOVector *qiov, size_t qiov_offset);
 
-/* --- read.c, direct.c ---------------------------------------------------- */
+/* --- read.c, direct.c --------------------------------------------------- */
 
 /*
  * Have the engine read @n blocks, at most DEDUP_BATCH, in ascending order; see
@@ -98,7 +98,7 @@ int coroutine_fn GRAPH_RDLOCK
 dedup_read_direct(BlockDriverState *bs, int64_t offset, int64_t bytes,
                   QEMUIOVector *qiov, BdrvRequestFlags flags);
 
-/* --- chain.c: which layer owns a block ----------------------------------- */
+/* --- chain.c: which layer owns a block ---------------------------------- */
 
 /* Find the layers below @bs anew, or forget them.  Main loop, drained. */
 void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs);

@@ -9,6 +9,7 @@
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
 #include "qemu/host-utils.h"
+#include "qemu/lockable.h"
 #include "reclaim.h"
 #include "trace.h"
 
@@ -27,6 +28,7 @@
 
 struct DedupReclaim {
     QemuThread thread;
+    QemuMutex trimming;         /* held by who trims */
     QemuSemaphore wake;
     bool stop;
     bool all;                   /* evict all that is idle */
@@ -34,7 +36,7 @@ struct DedupReclaim {
     int64_t next_trim;          /* us; nobody is asked before */
 };
 
-/* --- evicting ------------------------------------------------------------ */
+/* --- evicting ----------------------------------------------------------- */
 
 /* The lowest @n bits of @bits that are set. */
 static uint64_t lowest(uint64_t bits, unsigned n)
@@ -171,24 +173,20 @@ unsigned dedup_evict(DedupGroup *g, uint32_t *slots, unsigned want)
     return kept;
 }
 
-/* Evict all that is idle: twice round, as the first lets be what was used. */
-static void evict_all(DedupGroup *g)
+void dedup_evict_all(DedupGroup *g)
 {
-    uint32_t chunks = 2 * DIV_ROUND_UP(g->index.nframes, CHUNK);
+    uint32_t chunks = 2 * DIV_ROUND_UP(g->index.nframes, CHUNK) + 1;
     uint32_t slots[CHUNK];
-    unsigned i, n;
+    unsigned n;
 
-    for (; chunks; chunks--) {
-        n = evict(g, slots, CHUNK, 1);
-        for (i = n; i--; ) {
-            dedup_index_release(&g->index, slots[i]);
+    for (; chunks; chunks--) {  /* the first time round they may be used */
+        for (n = evict(g, slots, CHUNK, 1); n--; ) {
+            dedup_index_release(&g->index, slots[n]);
         }
     }
 }
 
-/*
- * --- the dead --------------------------------------------------------------
- */
+/* --- the dead ----------------------------------------------------------- */
 
 static bool slot_idle(void *opaque, uint32_t slot)
 {
@@ -216,7 +214,7 @@ void dedup_bury(void *opaque, unsigned row)
     dedup_index_recover(&g->index, row + 1, slot_idle, slot_drop, g);
 }
 
-/* --- trimming ------------------------------------------------------------ */
+/* --- trimming ----------------------------------------------------------- */
 
 static void mark(void *opaque, uint32_t slot)
 {
@@ -231,6 +229,7 @@ void dedup_trim_now(DedupGroup *g)
     if (!g->holders.counts) {
         return;
     }
+    QEMU_LOCK_GUARD(&g->reclaim->trimming);
     dedup_trim_begin(&g->holders);
     while (!dedup_trim_alone(&g->holders)) {
         g_usleep(1000);         /* for our own requests, and none of others */
@@ -259,7 +258,7 @@ void dedup_reclaim_all(DedupGroup *g)
     qemu_sem_post(&g->reclaim->wake);
 }
 
-/* --- the thread ---------------------------------------------------------- */
+/* --- the thread --------------------------------------------------------- */
 
 static void *reclaim_thread(void *opaque)
 {
@@ -281,7 +280,7 @@ static void *reclaim_thread(void *opaque)
         }
         if (g_get_monotonic_time() >= all_at) {
             all_at = INT64_MAX;
-            evict_all(g);
+            dedup_evict_all(g);
         }
         qemu_sem_timedwait(&r->wake, PERIOD_MS);
     }
@@ -294,6 +293,7 @@ void dedup_reclaim_start(DedupGroup *g)
 
     g->reclaim = r;
     r->trims = qatomic_read(&g->index.hdr->trims_wanted);
+    qemu_mutex_init(&r->trimming);
     qemu_sem_init(&r->wake, 0);
     qemu_thread_create(&r->thread, "dedup-reclaim", reclaim_thread, g,
                        QEMU_THREAD_JOINABLE);
@@ -305,6 +305,7 @@ void dedup_reclaim_stop(DedupGroup *g)
     qemu_sem_post(&g->reclaim->wake);
     qemu_thread_join(&g->reclaim->thread);
     qemu_sem_destroy(&g->reclaim->wake);
+    qemu_mutex_destroy(&g->reclaim->trimming);
     g_free(g->reclaim);
     g->reclaim = NULL;
 }

@@ -36,7 +36,10 @@ unsigned dedup_evict(DedupGroup *g, uint32_t *slots, unsigned want);
 /* DedupBuryFn: @opaque is the group. */
 void dedup_bury(void *opaque, unsigned row);
 
-/* Trim now.  The thread does it; tests, while nobody has asked for it. */
+/* Evict all that is idle. */
+void dedup_evict_all(DedupGroup *g);
+
+/* Trim now, in this thread, where no request waits for it. */
 void dedup_trim_now(DedupGroup *g);
 
 /* Have all processes of the group trim, soon.  Any thread. */

@@ -93,9 +93,7 @@ void dedup_alias_lookup(const DedupAlias *a, DedupMap **map, uint64_t *number)
     }
 }
 
-/*
- * --- adding ranges ---------------------------------------------------------
- */
+/* --- adding ranges ------------------------------------------------------ */
 
 /* Does @r go on where @last ends? */
 static bool goes_on(const Range *last, const Range *r)
@@ -256,9 +254,7 @@ static void add_whole(Finder *f, DedupMap *map, const GArray *extents)
     }
 }
 
-/*
- * --- other images ----------------------------------------------------------
- */
+/* --- other images ------------------------------------------------------- */
 
 /* The header of a map's file, if it may be that of a supplier. */
 static bool read_header(Finder *f, const char *name, DedupMapHeader *hdr)

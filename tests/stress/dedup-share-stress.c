@@ -1,0 +1,294 @@
+/*
+ * dedup-share: stress tests
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ *   model DIR OPS SEED
+ *       one process does random operations on disks of a group, with processes
+ *       that are killed and files that are scribbled over
+ *   kill DIR SECONDS SEED
+ *       16 processes do such operations in one group; every 50 ms one of them is
+ *       killed, and another begins
+ *
+ * Both end with exit code 0 if no byte was wrong, no operation took longer than
+ * a second (kill), and no slot is lost in the end.  DIR is on a tmpfs.
+ */
+
+#include "qemu/osdep.h"
+#include <spawn.h>
+#include <sys/wait.h>
+#include "qapi/error.h"
+#include "qemu/atomic.h"
+#include "qemu/main-loop.h"
+#include "block/block-global-state.h"
+#include "block/dedup-share/reclaim.h"
+#include "stress.h"
+
+static void init(void)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    qemu_init_main_loop(&error_fatal);
+    bdrv_init();
+}
+
+static void print_done(const World *w)
+{
+    unsigned i;
+
+    for (i = 0; stress_kinds[i]; i++) {
+        printf("  %s %" PRIu64, stress_kinds[i], w->done[i]);
+    }
+    printf("\n  blocks: hit %" PRIu64 " missed %" PRIu64 " matched %" PRIu64
+           " given %" PRIu64 " copied %" PRIu64 " zeroes %" PRIu64 "\n",
+           w->hits, w->misses, w->matched, w->given, w->copied, w->zeroes);
+}
+
+/* What nobody holds goes, and then every slot has to be free. */
+static bool all_slots_there(DedupGroup *g)
+{
+    unsigned member, used = 0, lost;
+    uint32_t slot;
+
+    dedup_trim_now(g);
+    dedup_evict_all(g);
+    lost = stress_count_lost(g);
+    for (slot = 0; slot < g->index.nframes; slot++) {
+        used += dedup_index_state(&g->index, slot, &member) ==
+                DEDUP_FRAME_SEALED;
+    }
+    printf("slots lost: %u, still used: %u of %u\n", lost, used,
+           g->index.nframes);
+    return !lost;
+}
+
+/* --- model -------------------------------------------------------------- */
+
+static int run_model(const char *dir, uint64_t ops, uint32_t seed)
+{
+    int64_t start = g_get_monotonic_time(), next = start;
+    World w;
+    DedupGroup *g;
+    uint64_t i;
+    bool ok;
+
+    stress_make_bases(dir);
+    world_init(&w, dir, 0, seed);
+    for (i = 0; i < ops; i++) {
+        world_step(&w, true);
+        if (i % 256 == 0) {
+            aio_poll(qemu_get_aio_context(), false);    /* as a main loop */
+        }
+        if (i % 4096 == 0 && g_get_monotonic_time() >= next) {
+            next += 20 * G_USEC_PER_SEC;
+            printf("%" PRIu64 " s: %" PRIu64 " operations\n",
+                   (g_get_monotonic_time() - start) / G_USEC_PER_SEC, i);
+        }
+    }
+    g = dedup_group_find(GROUP);
+    ok = !g || all_slots_there(g);
+    printf("model: %" PRIu64 " operations, seed %u, no wrong byte\n", ops, seed);
+    world_destroy(&w);
+    print_done(&w);
+    return !ok;
+}
+
+/* --- kill --------------------------------------------------------------- */
+
+#define WORKERS 16
+#define KILL_US 50000
+#define STALL_US G_USEC_PER_SEC
+
+/* What a worker shows of itself, in a file that all have mapped. */
+typedef struct Pulse {
+    int64_t began;              /* an operation; us, 0: none; atomic */
+    int64_t longest;
+    uint64_t done[16];
+    uint64_t ops;
+} Pulse;
+
+static Pulse *map_pulses(const char *dir)
+{
+    g_autofree char *path = g_build_filename(dir, "pulses", NULL);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    Pulse *p;
+
+    g_assert_cmpint(ftruncate(fd, WORKERS * sizeof(Pulse)), ==, 0);
+    p = mmap(NULL, WORKERS * sizeof(Pulse), PROT_READ | PROT_WRITE,
+             MAP_SHARED, fd, 0);
+    g_assert(p != MAP_FAILED);
+    close(fd);
+    return p;
+}
+
+static bool stopping;
+
+static void on_term(int sig)
+{
+    qatomic_set(&stopping, true);
+}
+
+static int run_worker(const char *dir, unsigned number, uint32_t seed)
+{
+    Pulse *p = map_pulses(dir) + number;
+    World w;
+
+    signal(SIGTERM, on_term);
+    qatomic_set(&p->began, 0);
+    world_init(&w, dir, number, seed);
+    while (!qatomic_read(&stopping)) {
+        int64_t start = g_get_monotonic_time(), took;
+
+        qatomic_set(&p->began, start);
+        world_step(&w, false);
+        qatomic_set(&p->began, 0);
+        took = g_get_monotonic_time() - start;
+        p->longest = MAX(p->longest, took);
+        p->ops++;
+        aio_poll(qemu_get_aio_context(), false);
+    }
+    world_destroy(&w);
+    return 0;
+}
+
+typedef struct Killer {
+    const char *dir;
+    Pulse *pulses;
+    pid_t pids[WORKERS];
+    GRand *rand;
+    unsigned kills, stalls, failures;
+} Killer;
+
+static void start_worker(Killer *k, unsigned i)
+{
+    g_autofree char *number = g_strdup_printf("%u", i);
+    g_autofree char *seed = g_strdup_printf("%u", g_rand_int(k->rand));
+    char *argv[] = {
+        (char *)"stress", (char *)"worker", (char *)k->dir, number, seed, NULL,
+    };
+
+    qatomic_set(&k->pulses[i].began, 0);
+    g_assert_cmpint(posix_spawn(&k->pids[i], "/proc/self/exe", NULL, NULL,
+                                argv, environ), ==, 0);
+}
+
+/* What killed workers leave of their disks would fill the tmpfs. */
+static void remove_disks(const char *dir, pid_t pid)
+{
+    g_autofree char *prefix = g_strdup_printf("disk-%u-", pid);
+    g_autoptr(GDir) d = g_dir_open(dir, 0, NULL);
+    const char *name;
+
+    while (d && (name = g_dir_read_name(d))) {
+        if (g_str_has_prefix(name, prefix)) {
+            g_autofree char *path = g_build_filename(dir, name, NULL);
+
+            unlink(path);
+        }
+    }
+}
+
+static void reap(Killer *k, unsigned i, int expected)
+{
+    int status = 0;
+
+    g_assert_cmpint(waitpid(k->pids[i], &status, 0), ==, k->pids[i]);
+    remove_disks(k->dir, k->pids[i]);
+    if (expected ? !WIFSIGNALED(status) || WTERMSIG(status) != expected
+                 : status) {
+        printf("FAILED: process %u ended with status %#x\n", i, status);
+        k->failures++;
+    }
+}
+
+static void look_for_stalls(Killer *k)
+{
+    int64_t now = g_get_monotonic_time();
+    unsigned i;
+
+    for (i = 0; i < WORKERS; i++) {
+        int64_t began = qatomic_read(&k->pulses[i].began);
+
+        if (began && now - began > STALL_US) {
+            printf("STALL: process %u, for %" PRId64 " ms\n", i,
+                   (now - began) / 1000);
+            k->stalls++;
+        }
+    }
+}
+
+static void kill_one(Killer *k)
+{
+    unsigned i = g_rand_int_range(k->rand, 0, WORKERS);
+
+    kill(k->pids[i], SIGKILL);
+    reap(k, i, SIGKILL);
+    k->kills++;
+    start_worker(k, i);
+}
+
+static void report(Killer *k)
+{
+    uint64_t ops = 0;
+    int64_t longest = 0;
+    unsigned i;
+
+    for (i = 0; i < WORKERS; i++) {
+        ops += k->pulses[i].ops;
+        longest = MAX(longest, k->pulses[i].longest);
+    }
+    printf("kill-test: %u kills, %" PRIu64 " operations, the longest %"
+           PRId64 " ms, %u stalls, %u failures\n", k->kills, ops,
+           longest / 1000, k->stalls, k->failures);
+}
+
+static int run_kill(const char *dir, unsigned seconds, uint32_t seed)
+{
+    Killer k = {
+        .dir = dir, .pulses = map_pulses(dir),
+        .rand = g_rand_new_with_seed(seed),
+    };
+    int64_t end = g_get_monotonic_time() + (int64_t)seconds * G_USEC_PER_SEC;
+    World w;
+    unsigned i;
+    bool ok;
+
+    stress_make_bases(dir);
+    world_init(&w, dir, WORKERS, seed);         /* also a member */
+    for (i = 0; i < WORKERS; i++) {
+        start_worker(&k, i);
+    }
+    while (g_get_monotonic_time() < end && !k.failures && !k.stalls) {
+        g_usleep(KILL_US);
+        look_for_stalls(&k);
+        kill_one(&k);
+        if (k.kills % 200 == 0) {
+            report(&k);
+        }
+    }
+    g_usleep(2 * G_USEC_PER_SEC);       /* until all know what SIGTERM means */
+    for (i = 0; i < WORKERS; i++) {
+        kill(k.pids[i], SIGTERM);
+    }
+    for (i = 0; i < WORKERS; i++) {
+        reap(&k, i, 0);
+    }
+    ok = all_slots_there(dedup_group_find(GROUP));
+    report(&k);
+    world_destroy(&w);
+    return !ok || k.failures || k.stalls;
+}
+
+int main(int argc, char **argv)
+{
+    init();
+    if (argc == 5 && !strcmp(argv[1], "model")) {
+        return run_model(argv[2], strtoull(argv[3], NULL, 0), atoi(argv[4]));
+    } else if (argc == 5 && !strcmp(argv[1], "kill")) {
+        return run_kill(argv[2], atoi(argv[3]), atoi(argv[4]));
+    } else if (argc == 5 && !strcmp(argv[1], "worker")) {
+        return run_worker(argv[2], atoi(argv[3]), strtoul(argv[4], NULL, 0));
+    }
+    fprintf(stderr, "usage: see the head of tests/stress/"
+            "dedup-share-stress.c\n");
+    return 2;
+}

@@ -1,0 +1,68 @@
+/*
+ * dedup-share: random operations against a plain model
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A *world* is one process of a group: a piece of "guest memory", and disks,
+ * which are real nodes: the filter over qcow2 overlays and raw copies.  Beside
+ * each disk there is the plain array of bytes that it must show.
+ */
+
+#ifndef TESTS_STRESS_H
+#define TESTS_STRESS_H
+
+#include "system/block-backend.h"
+#include "block/dedup-share/group.h"
+
+#define PAGE DEDUP_BLOCK_SIZE
+#define GROUP "stress"
+
+#define DISKS 4
+#define BASES 3
+#define DISK_BLOCKS 192
+#define GUEST_PAGES 512
+/* Less than the disks have blocks: there is always something to evict. */
+#define STORE_FRAMES 320
+
+typedef struct Disk {
+    char *file;
+    const char *base;           /* path; an overlay's backing, a copy's source */
+    bool qcow2;
+    BlockBackend *blk;          /* NULL: closed */
+    uint8_t *bytes;             /* the model, of at most DISK_BLOCKS */
+    uint64_t size;
+    uint8_t *snapshot;          /* of the model, or NULL */
+} Disk;
+
+typedef struct World {
+    const char *dir;
+    char *index_dir;
+    unsigned number;            /* of the process */
+    GRand *rand;
+    uint8_t *guest;
+    uint8_t *base_bytes[BASES];
+    Disk disks[DISKS];
+    uint64_t done[16];          /* operations, by kind */
+    /* Blocks; of disks that are closed by now. */
+    uint64_t hits, misses, matched, given, copied, zeroes;
+} World;
+
+extern const char *const stress_kinds[16];
+
+/* Make the base images in @dir, which is on a tmpfs. */
+void stress_make_bases(const char *dir);
+
+void world_init(World *w, const char *dir, unsigned number, uint32_t seed);
+void world_destroy(World *w);
+
+/*
+ * Do one random operation, and abort if a byte is wrong.  @alone: also such as
+ * only a process may do that nobody shares the group with, and that has been
+ * told what is damaged.
+ */
+void world_step(World *w, bool alone);
+
+/* Slots of the group that nobody can ever use again. */
+unsigned stress_count_lost(DedupGroup *g);
+
+#endif /* TESTS_STRESS_H */

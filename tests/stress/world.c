@@ -1,0 +1,560 @@
+/*
+ * dedup-share: random operations against a plain model
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/main-loop.h"
+#include "block/block-global-state.h"
+#include "block/block_int-common.h"
+#include "block/snapshot.h"
+#include "block/dedup-share/given.h"
+#include "block/dedup-share/linux.h"
+#include "block/dedup-share/reclaim.h"
+#include "block/dedup-share/stats.h"
+#include "stress.h"
+
+const char *const stress_kinds[16] = {
+    "read", "read-many", "write", "zeroes", "discard", "guest-write", "resize",
+    "snapshot", "revert", "evict", "reopen", "kill", "corrupt",
+};
+
+enum {
+    READ, READ_MANY, WRITE, ZEROES, DISCARD, GUEST_WRITE, RESIZE, SNAPSHOT,
+    REVERT, EVICT, REOPEN, KILL, CORRUPT, KINDS,
+};
+
+/* Of 100000 operations. */
+static const unsigned shares[KINDS] = {
+    [READ] = 52000, [READ_MANY] = 8000, [WRITE] = 20000, [ZEROES] = 3000,
+    [DISCARD] = 3000, [GUEST_WRITE] = 12800, [RESIZE] = 300, [SNAPSHOT] = 60,
+    [REVERT] = 60, [EVICT] = 700, [REOPEN] = 60, [KILL] = 18, [CORRUPT] = 2,
+};
+
+/* --- the guest's memory ------------------------------------------------- */
+
+static uint8_t *guest;
+static bool may_give;
+
+static bool ram_find(void *host, DedupRam *ram)
+{
+    *ram = (DedupRam) { .host = guest, .size = GUEST_PAGES * PAGE };
+    return (uint8_t *)host >= guest && (uint8_t *)host < guest + ram->size;
+}
+
+static bool ram_may_give(void)
+{
+    return may_give;
+}
+
+static void ram_advise(void *host, size_t size, bool anonymous)
+{
+}
+
+static const DedupRamOps ram_ops = {
+    .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
+};
+
+/* --- images ------------------------------------------------------------- */
+
+/* One of few contents, so that many blocks are equal; 0 is zeroes. */
+static void make_content(uint8_t *page, uint32_t number)
+{
+    uint64_t *p = (uint64_t *)page;
+    unsigned i;
+
+    for (i = 0; i < PAGE / sizeof(*p); i++) {
+        p[i] = number * 0x9e3779b97f4a7c15ULL * (i + 1);
+    }
+}
+
+static char *base_path(const char *dir, unsigned i)
+{
+    return g_strdup_printf("%s/base%u.raw", dir, i);
+}
+
+/* The first two are copies, the third has a tenth of other blocks. */
+static void base_content(uint8_t *bytes, unsigned i)
+{
+    unsigned block;
+
+    for (block = 0; block < DISK_BLOCKS; block++) {
+        bool other = i == 2 && block % 10 == 3;
+
+        make_content(bytes + block * PAGE, block % 7 ? block + 1000 * other
+                                                     : 0);
+    }
+}
+
+void stress_make_bases(const char *dir)
+{
+    g_autofree uint8_t *bytes = g_malloc(DISK_BLOCKS * PAGE);
+    unsigned i;
+
+    for (i = 0; i < BASES; i++) {
+        g_autofree char *path = base_path(dir, i);
+
+        base_content(bytes, i);
+        g_assert_true(g_file_set_contents(path, (char *)bytes,
+                                          DISK_BLOCKS * PAGE, NULL));
+    }
+    g_usleep(1100 * 1000);      /* until they have keys */
+}
+
+static void disk_make(World *w, Disk *d, unsigned i)
+{
+    unsigned base = i % BASES;
+
+    d->base = base_path(w->dir, base);
+    d->qcow2 = i % 2 == 0;
+    d->file = g_strdup_printf("%s/disk-%u-%u-%u", w->dir, getpid(), w->number,
+                              i);
+    d->size = DISK_BLOCKS * PAGE;
+    d->bytes = g_memdup2(w->base_bytes[base], d->size);
+    if (d->qcow2) {
+        bdrv_img_create(d->file, "qcow2", d->base, "raw",
+                        (char *)(i % 4 ? "cluster_size=4k" :
+                                         "cluster_size=16k"),
+                        d->size, 0, true, &error_abort);
+    } else {
+        g_assert_true(g_file_set_contents(d->file, (char *)d->bytes, d->size,
+                                          NULL));
+    }
+}
+
+static void disk_open(World *w, Disk *d)
+{
+    g_autofree char *image =
+        g_strdup_printf("\"driver\":\"file\",\"filename\":\"%s\"", d->file);
+    g_autofree char *name =
+        g_strdup_printf("json:{\"driver\":\"dedup-share\",\"group\":\"" GROUP
+                        "\",\"store\":\"linux\",\"index-dir\":\"%s\","
+                        "\"store-size\":%u,\"admission\":\"%s\","
+                        "\"file\":{\"driver\":\"%s\",\"discard\":\"unmap\","
+                        "\"file\":{%s,\"discard\":\"unmap\"}}}",
+                        w->index_dir, STORE_FRAMES * PAGE,
+                        g_rand_int_range(w->rand, 0, 4) ? "first-read"
+                                                        : "second-read",
+                        d->qcow2 ? "qcow2" : "raw", image);
+    BlockDriverState *bs;
+
+    /* as a device, which does not share its disk */
+    d->blk = blk_new(qemu_get_aio_context(), BLK_PERM_CONSISTENT_READ |
+                     BLK_PERM_WRITE | BLK_PERM_RESIZE,
+                     BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE_UNCHANGED);
+    bs = bdrv_open(name, NULL, NULL, BDRV_O_RDWR | BDRV_O_RESIZE |
+                                     BDRV_O_UNMAP, &error_abort);
+    blk_insert_bs(d->blk, bs, &error_abort);
+    bdrv_unref(bs);
+}
+
+/* Add up what the disk's node has done, before it goes. */
+static void disk_stats(World *w, Disk *d)
+{
+    DedupShareStats *s;
+
+    s = d->blk ? dedup_share_stats(blk_bs(d->blk)) : NULL;
+    if (s) {
+        w->hits += s->blocks_hit;
+        w->misses += s->blocks_missed;
+        w->matched += s->blocks_matched;
+        w->given += s->blocks_given;
+        w->copied += s->blocks_copied;
+        w->zeroes += s->not_given->zeroes;
+        qapi_free_DedupShareStats(s);
+    }
+}
+
+static void disk_close(World *w, Disk *d)
+{
+    if (d->blk) {
+        disk_stats(w, d);
+        blk_drain(d->blk);
+        blk_unref(d->blk);
+        d->blk = NULL;
+    }
+}
+
+/* --- operations --------------------------------------------------------- */
+
+static unsigned rnd(World *w, unsigned n)
+{
+    return g_rand_int_range(w->rand, 0, n);
+}
+
+static Disk *any_disk(World *w)
+{
+    return &w->disks[rnd(w, DISKS)];
+}
+
+/* A part of a disk; mostly whole blocks. */
+static bool any_part(World *w, Disk *d, unsigned most, uint64_t *at,
+                     uint64_t *bytes)
+{
+    uint64_t unit = rnd(w, 4) ? PAGE : 512;
+    uint64_t units = d->size / unit;
+
+    if (!units) {
+        return false;
+    }
+    *at = rnd(w, units) * unit;
+    *bytes = MIN((1 + rnd(w, most)) * unit, d->size - *at);
+    return true;
+}
+
+static void wrong(World *w, Disk *d, uint64_t at, const uint8_t *got)
+{
+    uint64_t i = 0;
+
+    while (got[i] == d->bytes[at + i]) {
+        i++;
+    }
+    fprintf(stderr, "WRONG BYTE: process %u, %s, offset %" PRIu64 ": %02x, "
+            "not %02x\n", w->number, d->file, at + i, got[i],
+            d->bytes[at + i]);
+    abort();
+}
+
+static void check(World *w, Disk *d, uint64_t at, uint64_t bytes,
+                  const uint8_t *got)
+{
+    if (memcmp(got, d->bytes + at, bytes)) {
+        wrong(w, d, at, got);
+    }
+}
+
+/* Where in the guest's memory; mostly whole pages. */
+static uint8_t *any_place(World *w, uint64_t bytes)
+{
+    uint64_t room = GUEST_PAGES * PAGE - bytes;
+
+    return w->guest + (rnd(w, 8) ? rnd(w, room / PAGE + 1) * PAGE
+                                 : rnd(w, room / 512 + 1) * 512);
+}
+
+static void do_read(World *w)
+{
+    Disk *d = any_disk(w);
+    uint64_t at, bytes;
+    uint8_t *to;
+
+    if (any_part(w, d, 8, &at, &bytes)) {
+        may_give = rnd(w, 4);
+        to = any_place(w, bytes);
+        g_assert_cmpint(blk_pread(d->blk, at, bytes, to, 0), ==, 0);
+        check(w, d, at, bytes, to);
+    }
+}
+
+typedef struct Aio {
+    QEMUIOVector qiov;
+    Disk *d;
+    uint64_t at, bytes;
+    uint8_t *to;
+    unsigned *left;
+} Aio;
+
+static void aio_done(void *opaque, int ret)
+{
+    Aio *a = opaque;
+
+    g_assert_cmpint(ret, ==, 0);
+    --*a->left;
+}
+
+/* Several reads at once, of all disks, to parts of memory that do not meet. */
+static void do_read_many(World *w)
+{
+    Aio aio[4];
+    unsigned i, n = 0, left;
+
+    may_give = rnd(w, 4);
+    for (i = 0; i < ARRAY_SIZE(aio); i++) {
+        Aio *a = &aio[n];
+
+        a->d = any_disk(w);
+        a->to = w->guest + i * (GUEST_PAGES / 4) * PAGE;
+        a->left = &left;
+        n += any_part(w, a->d, 40, &a->at, &a->bytes);
+    }
+    left = n;
+    for (i = 0; i < n; i++) {
+        qemu_iovec_init_buf(&aio[i].qiov, aio[i].to, aio[i].bytes);
+        blk_aio_preadv(aio[i].d->blk, aio[i].at, &aio[i].qiov, 0, aio_done,
+                       &aio[i]);
+    }
+    while (left) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    for (i = 0; i < n; i++) {
+        check(w, aio[i].d, aio[i].at, aio[i].bytes, aio[i].to);
+    }
+}
+
+/* Write new content, or such as there is already. */
+static void do_write(World *w)
+{
+    Disk *d = any_disk(w);
+    uint64_t at, bytes, i;
+    uint8_t page[PAGE];
+
+    if (!any_part(w, d, 4, &at, &bytes)) {
+        return;
+    }
+    for (i = 0; i < bytes; i += PAGE) {
+        make_content(page, rnd(w, 3) ? rnd(w, DISK_BLOCKS)
+                                     : g_rand_int(w->rand));
+        memcpy(d->bytes + at + i, page, MIN(PAGE, bytes - i));
+    }
+    g_assert_cmpint(blk_pwrite(d->blk, at, bytes, d->bytes + at, 0), ==, 0);
+}
+
+static void do_zeroes(World *w)
+{
+    Disk *d = any_disk(w);
+    uint64_t at, bytes;
+
+    if (any_part(w, d, 16, &at, &bytes)) {
+        memset(d->bytes + at, 0, bytes);
+        g_assert_cmpint(blk_pwrite_zeroes(d->blk, at, bytes,
+                                          rnd(w, 2) ? BDRV_REQ_MAY_UNMAP : 0),
+                        ==, 0);
+    }
+}
+
+/* What is discarded has what content it has from then on. */
+static void do_discard(World *w)
+{
+    Disk *d = any_disk(w);
+    g_autofree uint8_t *buf = NULL;
+    uint64_t at, bytes;
+
+    if (any_part(w, d, 16, &at, &bytes)) {
+        buf = g_malloc(bytes);
+        blk_pdiscard(d->blk, at, bytes, 0);
+        g_assert_cmpint(blk_pread(d->blk, at, bytes, buf, 0), ==, 0);
+        memcpy(d->bytes + at, buf, bytes);
+    }
+}
+
+/* The guest writes to pages that it may have been given. */
+static void do_guest_write(World *w)
+{
+    uint8_t *at = any_place(w, PAGE);
+
+    memset(at, g_rand_int(w->rand), 1 + rnd(w, PAGE));
+}
+
+static void do_resize(World *w)
+{
+    Disk *d = any_disk(w);
+    uint64_t size = (1 + rnd(w, DISK_BLOCKS * 8)) * 512;
+
+    if (blk_truncate(d->blk, size, false, PREALLOC_MODE_OFF, 0, NULL) < 0) {
+        return;
+    }
+    if (size > d->size) {
+        memset(d->bytes + d->size, 0, size - d->size);
+    }
+    d->size = size;
+    if (d->snapshot) {          /* it would have the old size */
+        g_free(d->snapshot);
+        d->snapshot = NULL;
+    }
+}
+
+static BlockDriverState *image_node(Disk *d)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    return blk_bs(d->blk)->file->bs;
+}
+
+/* Internal ones, which change the image below the filter. */
+static void do_snapshot(World *w)
+{
+    Disk *d = any_disk(w);
+    QEMUSnapshotInfo sn = { .id_str = "", .name = "s" };
+
+    if (!d->qcow2) {
+        return;
+    }
+    bdrv_drain_all_begin();
+    bdrv_snapshot_delete(image_node(d), NULL, "s", NULL);
+    g_assert_cmpint(bdrv_snapshot_create(image_node(d), &sn), ==, 0);
+    bdrv_drain_all_end();
+    g_free(d->snapshot);
+    d->snapshot = g_memdup2(d->bytes, d->size);
+}
+
+static void do_revert(World *w)
+{
+    Disk *d = any_disk(w);
+
+    if (d->snapshot) {
+        bdrv_drain_all_begin();
+        g_assert_cmpint(bdrv_snapshot_goto(image_node(d), "s", &error_abort),
+                        ==, 0);
+        bdrv_drain_all_end();
+        memcpy(d->bytes, d->snapshot, d->size);
+    }
+}
+
+static void do_evict(World *w)
+{
+    DedupGroup *g = dedup_group_find(GROUP);
+
+    if (g) {
+        dedup_trim_now(g);
+        if (!rnd(w, 4)) {
+            dedup_evict_all(g);
+        }
+        stat64_set(&g->full_until, 0);
+    }
+}
+
+static void do_reopen(World *w)
+{
+    Disk *d = any_disk(w);
+
+    disk_close(w, d);
+    disk_open(w, d);
+}
+
+/* Another process of the group is killed in the middle of all that it does. */
+static void do_kill(World *w)
+{
+    DedupGroup *g = dedup_group_find(GROUP);
+    DedupHolders other;
+    DedupIndex index;
+    uint32_t slots[8];
+    unsigned i;
+
+    if (!g || !dedup_holders_open(&other, g->dir.fd, STORE_FRAMES, true, false,
+                                  NULL)) {
+        return;                 /* also if that is damaged */
+    }
+    if (dedup_holders_take_row(&other, dedup_bury, g, NULL)) {
+        index = g->index;
+        index.member = other.row + 1;
+        dedup_index_alloc(&index, slots, rnd(w, 8));
+        for (i = rnd(w, 8); i; i--) {
+            dedup_index_evict_begin(&index, rnd(w, STORE_FRAMES));
+        }
+    }
+    dedup_holders_close(&other);
+}
+
+/* Somebody scribbles over a file of the group, or makes it shorter. */
+static void do_corrupt(World *w)
+{
+    g_autofree char *dir = g_build_filename(w->index_dir, GROUP, NULL);
+    g_autoptr(GDir) d = g_dir_open(dir, 0, NULL);
+    const char *name;
+    uint64_t word;
+    struct stat st;
+    unsigned i;
+    int fd;
+
+    while (d && (name = g_dir_read_name(d))) {
+        g_autofree char *path = g_build_filename(dir, name, NULL);
+
+        if (!strcmp(name, "frames") || !strcmp(name, "lock") || rnd(w, 2)) {
+            continue;
+        }
+        fd = open(path, O_RDWR);
+        g_assert_cmpint(fstat(fd, &st), ==, 0);
+        for (i = 1 + rnd(w, 8); i; i--) {
+            off_t at = rnd(w, MIN(st.st_size, 64 * 1024) / 8) * 8;
+
+            word = rnd(w, 2) ? (uint64_t)g_rand_int(w->rand) << rnd(w, 33) : 0;
+            if (pwrite(fd, &word, sizeof(word), at) != sizeof(word)) {
+                break;
+            }
+        }
+        close(fd);
+    }
+}
+
+static void (*const operations[KINDS])(World *w) = {
+    [READ] = do_read, [READ_MANY] = do_read_many, [WRITE] = do_write,
+    [ZEROES] = do_zeroes, [DISCARD] = do_discard,
+    [GUEST_WRITE] = do_guest_write, [RESIZE] = do_resize,
+    [SNAPSHOT] = do_snapshot, [REVERT] = do_revert, [EVICT] = do_evict,
+    [REOPEN] = do_reopen, [KILL] = do_kill, [CORRUPT] = do_corrupt,
+};
+
+void world_step(World *w, bool alone)
+{
+    unsigned kind = 0, at = rnd(w, 100000);
+
+    while (at >= shares[kind]) {
+        at -= shares[kind++];
+    }
+    if (!alone && kind >= KILL) {
+        kind = READ;
+    }
+    operations[kind](w);
+    w->done[kind]++;
+}
+
+void world_init(World *w, const char *dir, unsigned number, uint32_t seed)
+{
+    unsigned i;
+
+    *w = (World) {
+        .dir = dir, .number = number, .rand = g_rand_new_with_seed(seed),
+        .index_dir = g_build_filename(dir, "index", NULL),
+    };
+    dedup_store_register(&dedup_linux_store_ops);
+    dedup_given_set_ram(&ram_ops);
+    guest = w->guest = mmap(NULL, GUEST_PAGES * PAGE, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (i = 0; i < BASES; i++) {
+        w->base_bytes[i] = g_malloc(DISK_BLOCKS * PAGE);
+        base_content(w->base_bytes[i], i);
+    }
+    for (i = 0; i < DISKS; i++) {
+        disk_make(w, &w->disks[i], i);
+        disk_open(w, &w->disks[i]);
+    }
+}
+
+void world_destroy(World *w)
+{
+    unsigned i;
+
+    for (i = 0; i < DISKS; i++) {
+        Disk *d = &w->disks[i];
+
+        disk_close(w, d);
+        unlink(d->file);
+        g_free(d->file);
+        g_free((char *)d->base);
+        g_free(d->bytes);
+        g_free(d->snapshot);
+    }
+    for (i = 0; i < BASES; i++) {
+        g_free(w->base_bytes[i]);
+    }
+    dedup_given_forget(w->guest);
+    munmap(w->guest, GUEST_PAGES * PAGE);
+    dedup_groups_leave();
+    g_rand_free(w->rand);
+    g_free(w->index_dir);
+}
+
+unsigned stress_count_lost(DedupGroup *g)
+{
+    unsigned member, lost = 0;
+    uint32_t slot;
+
+    for (slot = 0; slot < g->index.nframes; slot++) {
+        DedupFrameState state = dedup_index_state(&g->index, slot, &member);
+
+        lost += state != DEDUP_FRAME_FREE && state != DEDUP_FRAME_SEALED &&
+                state != DEDUP_FRAME_RETIRED;
+    }
+    return lost;
+}
