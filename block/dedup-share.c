@@ -405,6 +405,15 @@ dedup_share_co_lock_medium(BlockDriverState *bs, bool locked)
     bdrv_co_lock_medium(bs->file->bs, locked);
 }
 
+/* Another QEMU is about to take the image over, and may give it back. */
+static int GRAPH_RDLOCK dedup_share_inactivate(BlockDriverState *bs)
+{
+    BDRVDedupShareState *s = bs->opaque;
+
+    qatomic_set(&s->inactive, true);
+    return 0;
+}
+
 /* The node */
 
 static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
@@ -633,6 +642,7 @@ static BlockDriver bdrv_dedup_share = {
     .bdrv_reopen_commit         = dedup_share_reopen_commit,
     .bdrv_reopen_abort          = dedup_share_reopen_abort,
     .bdrv_drain_end             = dedup_share_drain_end,
+    .bdrv_inactivate            = dedup_share_inactivate,
 
     .bdrv_co_getlength          = dedup_share_co_getlength,
     .bdrv_co_preadv             = dedup_share_co_preadv,

@@ -175,7 +175,8 @@ TESTS = [
      "tests += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
      "{'test-dedup-index': [testblock],\n"
      "                  'test-dedup-engine': [testblock],\n"
-     "                  'test-dedup-linux': [testblock]} : {}\n"),
+     "                  'test-dedup-linux': [testblock],\n"
+     "                  'test-dedup-reflink': [testblock]} : {}\n"),
     ('tests/qtest/meson.build', 'before', r"^qtest_executables = \{\}\n",
      "qtests_x86_64 += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
      "['dedup-share-test', 'dedup-share-linux-test',\n"

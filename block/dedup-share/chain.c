@@ -13,9 +13,14 @@
  *   node or one that shares its object (own.h); but not if the device says that
  *   others may write to the image, too, and not if it is a block device that a
  *   Xen guest may also reach by a backend in the kernel.
+ * - Nor while the image is inactive, as another QEMU has it then, during a
+ *   migration, or after it, until the layers are found anew.
  * - The graph below this node changes only while this node is drained, as a
  *   node is drained with its children.  So the layers are found again at the
- *   end of every drained section, and are constant in between.
+ *   end of every drained section, and are constant in between.  What is known
+ *   of a raw image that may be written to survives that, if the nodes are the
+ *   same: nothing could write to it meanwhile, as this node does not share that
+ *   permission.  A qcow2 image may have been reverted to a snapshot of its own.
  */
 
 #include "qemu/osdep.h"
@@ -28,18 +33,21 @@
 #include "node.h"
 #include "trace.h"
 
+static void layer_drop(DedupLayer *l)
+{
+    dedup_alias_free(l->alias);
+    if (l->own) {
+        dedup_own_put(l->own);
+    } else if (l->map) {
+        dedup_map_close(l->map);
+    }
+    *l = (DedupLayer) { 0 };
+}
+
 void dedup_layers_drop(BDRVDedupShareState *s)
 {
     while (s->nlayers) {
-        DedupLayer *l = &s->layers[--s->nlayers];
-
-        dedup_alias_free(l->alias);
-        if (l->own) {
-            dedup_own_put(l->own);
-        } else if (l->map) {
-            dedup_map_close(l->map);
-        }
-        *l = (DedupLayer) { 0 };
+        layer_drop(&s->layers[--s->nlayers]);
     }
     s->tracker = &s->node_tracker;
 }
@@ -120,7 +128,6 @@ static void layer_add_keyed(BDRVDedupShareState *s, DedupLayer *l,
         .path = f->path,
     };
     Error *err = NULL;
-    bool shared;
 
     l->map = dedup_map_open(&g->index, g->dir.fd, &layer, &err);
     if (!l->map) {
@@ -129,8 +136,8 @@ static void layer_add_keyed(BDRVDedupShareState *s, DedupLayer *l,
         f->why = "no block map";
         return;
     }
-    l->alias = dedup_alias_find(&g->index, g->dir.fd, g->dir.path, &layer,
-                                layer_format(p), &shared);
+    l->alias = dedup_alias_find(l->map, g->dir.fd, g->dir.path, &layer,
+                                layer_format(p));
     f->why = l->alias ? "takes part, with blocks of others" : "takes part";
 }
 
@@ -138,8 +145,8 @@ static void layer_add_keyed(BDRVDedupShareState *s, DedupLayer *l,
  * The layer may be written to.  What it holds now is of use to others only if
  * they have the same physical blocks.
  */
-static void layer_add_own(BDRVDedupShareState *s, DedupLayer *l,
-                          BlockDriverState *p, LayerFile *f)
+static void GRAPH_RDLOCK layer_add_own(BDRVDedupShareState *s, DedupLayer *l,
+                                       BlockDriverState *p, LayerFile *f)
 {
     DedupGroup *g = s->group;
     DedupMapLayer layer = {
@@ -154,18 +161,19 @@ static void layer_add_own(BDRVDedupShareState *s, DedupLayer *l,
     /* a qcow2 image's write may make it own the rest of a cluster */
     uint64_t unit = MAX(DEDUP_BLOCK_SIZE, p->bl.pdiscard_alignment);
     DedupMap *keyed = NULL;
-    bool shared;
 
     pstrcpy(id.format, sizeof(id.format), layer_format(p));
-    if (f->has_key) {
-        l->alias = dedup_alias_find(&g->index, g->dir.fd, g->dir.path, &layer,
-                                    id.format, &shared);
-        if (shared) {
-            keyed = dedup_map_open(&g->index, g->dir.fd, &layer, NULL);
-        }
+    if (f->has_key && dedup_alias_possible(f->path)) {
+        keyed = dedup_map_open(&g->index, g->dir.fd, &layer, NULL);
+    }
+    if (keyed) {
+        l->alias = dedup_alias_find(keyed, g->dir.fd, g->dir.path, &layer,
+                                    id.format);
     }
     l->own = dedup_own_get(&g->index, &id, unit, keyed);
     l->map = l->own->keyed;
+    l->node = p;
+    l->file = layer_file(p);
     s->tracker = &l->own->tracker;
     f->why = l->own->closed ? "it is open in two ways that do not go together" :
              l->alias ? "takes part and may be written to, "
@@ -173,7 +181,20 @@ static void layer_add_own(BDRVDedupShareState *s, DedupLayer *l,
              "takes part and may be written to";
 }
 
-static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p)
+/* Is @old, from before a drained section, what layer_add_own() would find? */
+static bool GRAPH_RDLOCK is_kept(BDRVDedupShareState *s, const DedupLayer *old,
+                                 BlockDriverState *p, const LayerFile *f)
+{
+    return old->own && !old->own->closed && old->node == p &&
+           old->file == layer_file(p) && !strcmp(layer_format(p), "raw") &&
+           old->own->index == &s->group->index &&
+           old->own->id.nblocks == layer_blocks(p) &&
+           S_ISREG(f->st.st_mode) && old->own->id.dev == f->st.st_dev &&
+           old->own->id.ino == f->st.st_ino;
+}
+
+static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p,
+                                   DedupLayer *old)
 {
     BDRVDedupShareState *s = bs->opaque;
     DedupLayer *l = &s->layers[s->nlayers];
@@ -189,9 +210,17 @@ static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p)
     } else if (f.path && writable) {
         if (qatomic_read(&s->others_write)) {
             f.why = "others may write to it";
+        } else if (s->inactive) {
+            f.why = "another QEMU may write to it";
         } else if (S_ISBLK(f.st.st_mode) && !s->group->ops->by_host) {
             f.why = "the guest may write to it in other ways";
+        } else if (is_kept(s, old, p, &f)) {
+            *l = *old;
+            *old = (DedupLayer) { 0 };
+            s->tracker = &l->own->tracker;
+            f.why = "takes part as before";
         } else {
+            layer_drop(old);    /* it has locks that the new one wants */
             layer_add_own(s, l, p, &f);
         }
     }
@@ -204,22 +233,29 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
 {
     BDRVDedupShareState *s = bs->opaque;
     BlockDriverState *p = bs->file ? bs->file->bs : NULL;
+    DedupLayer old = { 0 };
 
+    if (s->nlayers && !s->inactive) {
+        old = s->layers[0];
+        s->layers[0] = (DedupLayer) { 0 };
+    }
     dedup_layers_drop(s);
+    s->inactive = bs->open_flags & BDRV_O_INACTIVE;
     if (!s->group) {
-        return;
+        p = NULL;
     }
     /* a node without a driver is one that was closed by an error */
     for (; p && p->drv && !p->drv->is_filter && s->nlayers < MAX_LAYERS;
          p = bdrv_filter_or_cow_bs(p)) {
-        layer_add(bs, p);
+        layer_add(bs, p, &old);
     }
+    layer_drop(&old);
     trace_dedup_share_layers(bs, bdrv_get_node_name(bs), s->nlayers);
 }
 
 /*
- * Set where @b is looked up.  @l is the layer that owns it, or NULL; then, or if
- * the layer takes no part, the result says @why.
+ * Set where @b is looked up.  @l is the layer that owns it, or NULL; then, or
+ * if the layer takes no part, the result says @why.
  */
 static void place(BDRVDedupShareState *s, const DedupLayer *l, DedupBlock *b,
                   DedupResult why)
@@ -227,7 +263,7 @@ static void place(BDRVDedupShareState *s, const DedupLayer *l, DedupBlock *b,
     b->in_map = b->number;
     b->map = l ? l->map : NULL;
     if (l && l->own) {
-        b->map = qatomic_read(&s->others_write)
+        b->map = qatomic_read(&s->others_write) || qatomic_read(&s->inactive)
                  ? NULL : dedup_own_map(l->own, b->number);
     }
     if (!b->map) {

@@ -19,6 +19,21 @@
 #define PLAIN (FIEMAP_EXTENT_LAST | FIEMAP_EXTENT_SHARED | \
                FIEMAP_EXTENT_MERGED)
 
+/* Is it read as zeroes, as what has no extent? */
+static bool is_hole(uint32_t flags)
+{
+    return flags & FIEMAP_EXTENT_UNWRITTEN &&
+           !(flags & ~(PLAIN | FIEMAP_EXTENT_UNWRITTEN));
+}
+
+/* Does @x go on where @last ends, in the same way? */
+static bool goes_on(const DedupExtent *last, const DedupExtent *x)
+{
+    return last->plain && x->plain && last->shared == x->shared &&
+           last->logical + last->length == x->logical &&
+           last->physical + last->length == x->physical;
+}
+
 static void add(GArray *all, const struct fiemap_extent *e)
 {
     DedupExtent x = {
@@ -26,8 +41,17 @@ static void add(GArray *all, const struct fiemap_extent *e)
         .length = e->fe_length, .plain = !(e->fe_flags & ~PLAIN),
         .shared = e->fe_flags & FIEMAP_EXTENT_SHARED,
     };
+    DedupExtent *last = all->len ? &g_array_index(all, DedupExtent,
+                                                  all->len - 1) : NULL;
 
-    g_array_append_val(all, x);
+    if (is_hole(e->fe_flags)) {
+        return;
+    }
+    if (last && goes_on(last, &x)) {
+        last->length += x.length;
+    } else {
+        g_array_append_val(all, x);
+    }
 }
 
 /* Add the extents from *from on; true if there may be more. */
@@ -79,6 +103,20 @@ GArray *dedup_extents_get(const char *path)
 
 bool dedup_extents_equal(const GArray *a, const GArray *b)
 {
-    return a && b && a->len == b->len &&
-           !memcmp(a->data, b->data, a->len * sizeof(DedupExtent));
+    unsigned i;
+
+    if (!a || !b || a->len != b->len) {
+        return false;
+    }
+    for (i = 0; i < a->len; i++) {
+        const DedupExtent *x = &g_array_index(a, DedupExtent, i);
+        const DedupExtent *y = &g_array_index(b, DedupExtent, i);
+
+        if (x->logical != y->logical || x->physical != y->physical ||
+            x->length != y->length || x->plain != y->plain ||
+            x->shared != y->shared) {
+            return false;
+        }
+    }
+    return true;
 }

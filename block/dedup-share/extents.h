@@ -17,9 +17,10 @@ typedef struct DedupExtent {
 } DedupExtent;
 
 /*
- * The extents of the file @path, in ascending order, after all that is to be
- * written to the disk was.  An array of DedupExtent, the caller's; NULL if the
- * file system cannot tell.
+ * The extents of the file @path, in ascending order, as long as can be, after
+ * all that is to be written to the disk was.  What is in none is read as
+ * zeroes.  An array of DedupExtent, the caller's; NULL if the file system
+ * cannot tell.
  */
 GArray *dedup_extents_get(const char *path);
 

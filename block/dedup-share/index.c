@@ -135,18 +135,32 @@ bool dedup_index_make(DedupIndex *index, int dirfd, const char *what,
     return false;
 }
 
+/*
+ * Was it made by another version?  If all else is as if we had made it, somebody
+ * has scribbled over the number.
+ */
+static bool is_other_version(const DedupIndexHeader *hdr)
+{
+    DedupIndexHeader ours = *hdr;
+
+    ours.version = DEDUP_INDEX_VERSION;
+    return hdr->magic == DEDUP_INDEX_MAGIC &&
+           hdr->version != DEDUP_INDEX_VERSION && hdr->crc != index_crc(&ours);
+}
+
 /* Is what was mapped an index of ours?  @size: what was mapped. */
 static bool index_check(DedupIndexHeader *hdr, size_t size,
                         const char *what, bool *damaged, Error **errp)
 {
-    if (hdr->magic == DEDUP_INDEX_MAGIC &&
-        hdr->version != DEDUP_INDEX_VERSION) {
+    if (is_other_version(hdr)) {
         error_setg(errp, "index-dir: '%s' was made by another version of "
                    "dedup-share (format %" PRIu32 ", this QEMU has %d)"
                    REMEDY, what, hdr->version, DEDUP_INDEX_VERSION);
         return false;
     }
-    *damaged = hdr->magic != DEDUP_INDEX_MAGIC || hdr->crc != index_crc(hdr) ||
+    *damaged = hdr->magic != DEDUP_INDEX_MAGIC ||
+               hdr->version != DEDUP_INDEX_VERSION ||
+               hdr->crc != index_crc(hdr) ||
                hdr->size != size || hdr->nframes > DEDUP_MAX_FRAMES ||
                file_size(hdr->nframes, hdr->has_words) != size ||
                qatomic_read(&hdr->damaged);

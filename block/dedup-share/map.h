@@ -39,6 +39,7 @@ typedef struct DedupMapHeader {
     uint64_t nblocks;
     char key[72];               /* the layer, as in the file's name */
     uint64_t dev;               /* of the image's file system */
+    int64_t made;               /* when; us, real time */
     char path[DEDUP_MAP_PATH];  /* the image; empty: not known */
     /* Changing. */
     uint32_t all_dirty;         /* all bits count as set */

@@ -31,6 +31,7 @@ typedef struct DedupLayer {
     DedupMap *map;              /* by its key; the own object's, if any */
     DedupAlias *alias;          /* parts of it that are looked up elsewhere */
     DedupOwn *own;              /* if we may write to it */
+    BlockDriverState *node, *file;      /* then; only to compare them */
     bool whole;                 /* it owns all blocks that are in it whole */
 } DedupLayer;
 
@@ -51,8 +52,9 @@ typedef struct BDRVDedupShareState {
     int nlayers;
     DedupTracker *tracker;      /* of layers[0].own, or node_tracker */
 
-    /* Others may write to the image, says the device; atomic. */
-    bool others_write;
+    /* Atomic: */
+    bool others_write;          /* to the image, too, says the device */
+    bool inactive;              /* another QEMU may write, or has written */
 
     /* Have their own locks. */
     DedupTracker node_tracker;

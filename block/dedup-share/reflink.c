@@ -30,7 +30,7 @@ struct DedupAlias {
 
 /* What goes into finding the ranges. */
 typedef struct Finder {
-    DedupIndex *index;
+    DedupMap *map;              /* the layer's */
     int dirfd;
     const DedupMapLayer *layer;
     const char *format;
@@ -256,6 +256,13 @@ static void add_whole(Finder *f, DedupMap *map, const GArray *extents)
 
 /* --- other images ------------------------------------------------------- */
 
+/* No two maps are of the same age. */
+static int compare_age(const DedupMapHeader *x, const DedupMapHeader *y)
+{
+    return x->made != y->made ? (x->made > y->made ? 1 : -1)
+                              : strcmp(x->key, y->key);
+}
+
 /* The header of a map's file, if it may be that of a supplier. */
 static bool read_header(Finder *f, const char *name, DedupMapHeader *hdr)
 {
@@ -266,7 +273,7 @@ static bool read_header(Finder *f, const char *name, DedupMapHeader *hdr)
         close(fd);
     }
     return ok && dedup_map_header_ok(hdr) && hdr->path[0] &&
-           hdr->dev == f->layer->dev && strcmp(hdr->key, f->layer->key);
+           hdr->dev == f->layer->dev && compare_age(hdr, f->map->file.base) < 0;
 }
 
 /* Has the image of @map not changed since, but for its dirty blocks? */
@@ -280,21 +287,21 @@ static bool is_unchanged(Finder *f, DedupMap *map, const DedupMapHeader *hdr)
             !strcmp(key, hdr->key));
 }
 
-static void add_supplier(Finder *f, const char *name)
+static void add_supplier(Finder *f, const DedupMapHeader *hdr)
 {
-    g_autofree DedupMapHeader *hdr = g_new0(DedupMapHeader, 1);
-    DedupMapLayer layer = { .key = hdr->key, .path = hdr->path };
+    DedupMapLayer layer = {
+        .key = hdr->key, .path = hdr->path, .nblocks = hdr->nblocks,
+        .dev = hdr->dev,
+    };
     unsigned before = f->alias->ranges->len;
-    DedupMap *map;
+    DedupMap *map = dedup_map_open(f->map->index, f->dirfd, &layer, NULL);
     GArray *extents;
 
-    if (!read_header(f, name, hdr)) {
+    if (!map) {
         return;
     }
-    layer.nblocks = hdr->nblocks;
-    layer.dev = hdr->dev;
-    map = dedup_map_open(f->index, f->dirfd, &layer, NULL);
-    extents = map ? dedup_extents_get(hdr->path) : NULL;
+    g_ptr_array_add(f->alias->maps, map);
+    extents = dedup_extents_get(hdr->path);
     if (extents) {
         if (!strcmp(f->format, "raw")) {
             add_raw(f, map, extents);
@@ -303,27 +310,40 @@ static void add_supplier(Finder *f, const char *name)
         }
         g_array_free(extents, true);
     }
-    if (!map) {
-        return;
-    }
-    g_ptr_array_add(f->alias->maps, map);
     if (f->alias->ranges->len != before && !is_unchanged(f, map, hdr)) {
         alias_forget(f->alias, map);
     }
 }
 
-/* Look at all images of the group. */
+static gint older_first(gconstpointer a, gconstpointer b)
+{
+    return compare_age(*(DedupMapHeader *const *)a,
+                       *(DedupMapHeader *const *)b);
+}
+
+/*
+ * Look at the images of the group with older maps, the oldest first: younger
+ * ones may have blocks in older ones themselves, and all are to have them in
+ * one.
+ */
 static void add_suppliers(Finder *f, const char *dir)
 {
     g_autoptr(GDir) d = g_dir_open(dir, 0, NULL);
+    g_autoptr(GPtrArray) all = g_ptr_array_new_with_free_func(g_free);
     const char *name;
+    unsigned i;
 
-    while (d && (name = g_dir_read_name(d)) &&
-           f->alias->maps->len < MAX_SUPPLIERS) {
+    while (d && (name = g_dir_read_name(d))) {
+        g_autofree DedupMapHeader *hdr = g_new0(DedupMapHeader, 1);
+
         if (g_str_has_prefix(name, "map-") &&
-            !g_str_has_prefix(name, "map-new-")) {
-            add_supplier(f, name);
+            !g_str_has_prefix(name, "map-new-") && read_header(f, name, hdr)) {
+            g_ptr_array_add(all, g_steal_pointer(&hdr));
         }
+    }
+    g_ptr_array_sort(all, older_first);
+    for (i = 0; i < MIN(all->len, MAX_SUPPLIERS); i++) {
+        add_supplier(f, all->pdata[i]);
     }
 }
 
@@ -356,17 +376,26 @@ static bool is_same_still(Finder *f)
            !strcmp(key, f->layer->key);
 }
 
-DedupAlias *dedup_alias_find(DedupIndex *index, int dirfd, const char *dir,
-                             const DedupMapLayer *layer, const char *format,
-                             bool *shared)
+bool dedup_alias_possible(const char *path)
+{
+    GArray *extents = dedup_extents_get(path);
+    bool shared = any_shared(extents);
+
+    if (extents) {
+        g_array_free(extents, true);
+    }
+    return shared;
+}
+
+DedupAlias *dedup_alias_find(DedupMap *map, int dirfd, const char *dir,
+                             const DedupMapLayer *layer, const char *format)
 {
     Finder f = {
-        .index = index, .dirfd = dirfd, .layer = layer, .format = format,
+        .map = map, .dirfd = dirfd, .layer = layer, .format = format,
         .extents = dedup_extents_get(layer->path),
     };
 
-    *shared = any_shared(f.extents);
-    if (*shared) {
+    if (any_shared(f.extents)) {
         f.alias = alias_new();
         add_suppliers(&f, dir);
         trace_dedup_alias_find(layer->path, f.alias->maps->len,

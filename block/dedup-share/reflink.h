@@ -37,14 +37,16 @@
 
 typedef struct DedupAlias DedupAlias;
 
+/* Does the file share blocks with any other, as far as can be told? */
+bool dedup_alias_possible(const char *path);
+
 /*
- * Find what the image @layer, in @format, shares with those of the group's
- * directory @dirfd, whose path is @dir.  *shared says whether it shares blocks
- * with anything at all.  NULL if there is nothing.  Main loop.
+ * Find what the image @layer, whose map is @map, in @format, shares with those
+ * of the group's directory @dirfd, whose path is @dir, and whose maps are
+ * older. NULL if there is nothing.  Main loop.
  */
-DedupAlias *dedup_alias_find(DedupIndex *index, int dirfd, const char *dir,
-                             const DedupMapLayer *layer, const char *format,
-                             bool *shared);
+DedupAlias *dedup_alias_find(DedupMap *map, int dirfd, const char *dir,
+                             const DedupMapLayer *layer, const char *format);
 void dedup_alias_free(DedupAlias *alias);
 
 /* Where block *number is looked up, if not where it was.  Any thread. */

@@ -7,8 +7,8 @@
  *       one process does random operations on disks of a group, with processes
  *       that are killed and files that are scribbled over
  *   kill DIR SECONDS SEED
- *       16 processes do such operations in one group; every 50 ms one of them is
- *       killed, and another begins
+ *       16 processes do such operations in one group; every 50 ms one of them
+ *       is killed, and another begins
  *
  * Both end with exit code 0 if no byte was wrong, no operation took longer than
  * a second (kill), and no slot is lost in the end.  DIR is on a tmpfs.
@@ -19,6 +19,7 @@
 #include <sys/wait.h>
 #include "qapi/error.h"
 #include "qemu/atomic.h"
+#include "qemu/cutils.h"
 #include "qemu/main-loop.h"
 #include "block/block-global-state.h"
 #include "block/dedup-share/reclaim.h"
@@ -86,7 +87,8 @@ static int run_model(const char *dir, uint64_t ops, uint32_t seed)
     }
     g = dedup_group_find(GROUP);
     ok = !g || all_slots_there(g);
-    printf("model: %" PRIu64 " operations, seed %u, no wrong byte\n", ops, seed);
+    printf("model: %" PRIu64 " operations, seed %u, no wrong byte\n", ops,
+           seed);
     world_destroy(&w);
     print_done(&w);
     return !ok;
@@ -132,7 +134,7 @@ static int run_worker(const char *dir, unsigned number, uint32_t seed)
     Pulse *p = map_pulses(dir) + number;
     World w;
 
-    signal(SIGTERM, on_term);
+    sigaction(SIGTERM, &(struct sigaction) { .sa_handler = on_term }, NULL);
     qatomic_set(&p->began, 0);
     world_init(&w, dir, number, seed);
     while (!qatomic_read(&stopping)) {
@@ -195,7 +197,7 @@ static void reap(Killer *k, unsigned i, int expected)
     remove_disks(k->dir, k->pids[i]);
     if (expected ? !WIFSIGNALED(status) || WTERMSIG(status) != expected
                  : status) {
-        printf("FAILED: process %u ended with status %#x\n", i, status);
+        printf("FAILED: process %u ended with status 0x%x\n", i, status);
         k->failures++;
     }
 }
@@ -280,13 +282,18 @@ static int run_kill(const char *dir, unsigned seconds, uint32_t seed)
 
 int main(int argc, char **argv)
 {
+    uint64_t n, seed;
+
     init();
-    if (argc == 5 && !strcmp(argv[1], "model")) {
-        return run_model(argv[2], strtoull(argv[3], NULL, 0), atoi(argv[4]));
-    } else if (argc == 5 && !strcmp(argv[1], "kill")) {
-        return run_kill(argv[2], atoi(argv[3]), atoi(argv[4]));
-    } else if (argc == 5 && !strcmp(argv[1], "worker")) {
-        return run_worker(argv[2], atoi(argv[3]), strtoul(argv[4], NULL, 0));
+    if (argc != 5 || qemu_strtou64(argv[3], NULL, 0, &n) ||
+        qemu_strtou64(argv[4], NULL, 0, &seed)) {
+        /* usage */
+    } else if (!strcmp(argv[1], "model")) {
+        return run_model(argv[2], n, seed);
+    } else if (!strcmp(argv[1], "kill")) {
+        return run_kill(argv[2], n, seed);
+    } else if (!strcmp(argv[1], "worker")) {
+        return run_worker(argv[2], n, seed);
     }
     fprintf(stderr, "usage: see the head of tests/stress/"
             "dedup-share-stress.c\n");

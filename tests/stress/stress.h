@@ -26,7 +26,7 @@
 
 typedef struct Disk {
     char *file;
-    const char *base;           /* path; an overlay's backing, a copy's source */
+    const char *base;           /* path: it is an overlay of it, or a copy */
     bool qcow2;
     BlockBackend *blk;          /* NULL: closed */
     uint8_t *bytes;             /* the model, of at most DISK_BLOCKS */

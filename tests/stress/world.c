@@ -133,8 +133,8 @@ static void disk_make(World *w, Disk *d, unsigned i)
 static void disk_open(World *w, Disk *d)
 {
     g_autofree char *image =
-        g_strdup_printf("\"driver\":\"file\",\"aio\":\"%s\",\"filename\":\"%s\"",
-                        STRESS_AIO, d->file);
+        g_strdup_printf("\"driver\":\"file\",\"aio\":\"%s\","
+                        "\"filename\":\"%s\"", STRESS_AIO, d->file);
     g_autofree char *name =
         g_strdup_printf("json:{\"driver\":\"dedup-share\",\"group\":\"" GROUP
                         "\",\"store\":\"linux\",\"index-dir\":\"%s\","
@@ -366,16 +366,21 @@ static void do_resize(World *w)
         memset(d->bytes + d->size, 0, size - d->size);
     }
     d->size = size;
-    if (d->snapshot) {          /* it would have the old size */
-        g_free(d->snapshot);
-        d->snapshot = NULL;
-    }
+    g_free(d->snapshot);        /* it would have the old size */
+    d->snapshot = NULL;
 }
 
 static BlockDriverState *image_node(Disk *d)
 {
     GRAPH_RDLOCK_GUARD_MAINLOOP();
     return blk_bs(d->blk)->file->bs;
+}
+
+static void take_snapshot(BlockDriverState *bs, QEMUSnapshotInfo *sn)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    bdrv_snapshot_delete(bs, NULL, "s", NULL);
+    g_assert_cmpint(bdrv_snapshot_create(bs, sn), ==, 0);
 }
 
 /* Internal ones, which change the image below the filter. */
@@ -388,8 +393,7 @@ static void do_snapshot(World *w)
         return;
     }
     bdrv_drain_all_begin();
-    bdrv_snapshot_delete(image_node(d), NULL, "s", NULL);
-    g_assert_cmpint(bdrv_snapshot_create(image_node(d), &sn), ==, 0);
+    take_snapshot(image_node(d), &sn);
     bdrv_drain_all_end();
     g_free(d->snapshot);
     d->snapshot = g_memdup2(d->bytes, d->size);

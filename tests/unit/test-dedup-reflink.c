@@ -1,0 +1,499 @@
+/*
+ * dedup-share: tests of images that share physical blocks
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * On XFS and btrfs, which are made in files and mounted, in a mount namespace
+ * of their own.  Skipped where that cannot be.  The nodes are real ones.
+ */
+
+#include "qemu/osdep.h"
+#include <sched.h>
+#include <sys/mount.h>
+#include <glib/gstdio.h>
+#include "qapi/error.h"
+#include "qemu/main-loop.h"
+#include "block/block-global-state.h"
+#include "block/dedup-share/extents.h"
+#include "block/dedup-share/given.h"
+#include "block/dedup-share/linux.h"
+#include "block/dedup-share/stats.h"
+#include "system/block-backend.h"
+
+#define PAGE DEDUP_BLOCK_SIZE
+#define BLOCKS 128
+#define SIZE (BLOCKS * PAGE)
+
+static char *top;               /* a directory on a tmpfs */
+static char *mnt;               /* where the file system is mounted */
+
+static bool ram_find(void *host, DedupRam *ram)
+{
+    return false;               /* all is copied */
+}
+
+static bool ram_may_give(void)
+{
+    return false;
+}
+
+static void ram_advise(void *host, size_t size, bool anonymous)
+{
+}
+
+static const DedupRamOps ram_ops = {
+    .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
+};
+
+/* --- files -------------------------------------------------------------- */
+
+static int G_GNUC_PRINTF(1, 2) try_run(const char *format, ...)
+{
+    g_autofree char *command = NULL;
+    va_list ap;
+
+    va_start(ap, format);
+    command = g_strdup_vprintf(format, ap);
+    va_end(ap);
+    g_test_message("%s", command);
+    return system(command);
+}
+
+#define run(...) g_assert_cmpint(try_run(__VA_ARGS__), ==, 0)
+
+static char *path(const char *name)
+{
+    return g_build_filename(mnt, name, NULL);
+}
+
+/* Until files have keys. */
+static void settle(void)
+{
+    g_usleep(1100 * 1000);
+}
+
+static void make_bytes(uint8_t *bytes, uint32_t seed)
+{
+    g_autoptr(GRand) rand = g_rand_new_with_seed(seed);
+    unsigned i;
+
+    for (i = 0; i < SIZE / 4; i++) {
+        ((uint32_t *)bytes)[i] = g_rand_int(rand);
+    }
+}
+
+static void make_file(const char *name, const uint8_t *bytes)
+{
+    g_autofree char *p = path(name);
+
+    g_assert_true(g_file_set_contents(p, (const char *)bytes, SIZE, NULL));
+}
+
+static void copy_file(const char *from, const char *to)
+{
+    run("cp --reflink=always %s/%s %s/%s && sync -f %s", mnt, from, mnt, to,
+        mnt);
+}
+
+/* --- nodes -------------------------------------------------------------- */
+
+static BlockBackend *open_as(const char *name, const char *format, bool write)
+{
+    g_autofree char *file = path(name);
+    g_autofree char *options =
+        g_strdup_printf("json:{\"driver\":\"dedup-share\",\"store\":\"linux\","
+                        "\"index-dir\":\"%s/index\",\"store-size\":4194304,"
+                        "\"file\":{\"driver\":\"%s\",\"file\":{\"driver\":"
+                        "\"file\",\"filename\":\"%s\"}}}", top, format, file);
+    BlockBackend *blk = blk_new(qemu_get_aio_context(),
+                                BLK_PERM_CONSISTENT_READ |
+                                (write ? BLK_PERM_WRITE : 0),
+                                BLK_PERM_CONSISTENT_READ |
+                                BLK_PERM_WRITE_UNCHANGED);
+    BlockDriverState *bs = bdrv_open(options, NULL, NULL,
+                                     write ? BDRV_O_RDWR : 0, &error_abort);
+
+    blk_insert_bs(blk, bs, &error_abort);
+    bdrv_unref(bs);
+    return blk;
+}
+
+static BlockBackend *open_raw(const char *name, bool write)
+{
+    return open_as(name, "raw", write);
+}
+
+/* Read all, which must be @want.  Returns how many blocks were read below. */
+static unsigned read_all(BlockBackend *blk, const uint8_t *want)
+{
+    g_autofree uint8_t *buf = g_malloc(SIZE);
+    DedupShareStats *s;
+    static uint64_t before;
+    uint64_t after;
+    unsigned i;
+
+    s = dedup_share_stats(blk_bs(blk));
+    before = s->bytes_filled + s->bytes_passed;
+    qapi_free_DedupShareStats(s);
+    for (i = 0; i < SIZE; i += 8 * PAGE) {
+        g_assert_cmpint(blk_pread(blk, i, 8 * PAGE, buf + i, 0), ==, 0);
+    }
+    for (i = 0; i < BLOCKS; i++) {
+        g_assert_cmpmem(buf + i * PAGE, PAGE, want + i * PAGE, PAGE);
+    }
+    s = dedup_share_stats(blk_bs(blk));
+    after = s->bytes_filled + s->bytes_passed;
+    qapi_free_DedupShareStats(s);
+    return (after - before) / PAGE;
+}
+
+static void write_block(BlockBackend *blk, uint8_t *bytes, unsigned block)
+{
+    uint8_t *at = bytes + block * PAGE;
+
+    at[block] ^= 0xff;
+    g_assert_cmpint(blk_pwrite(blk, block * PAGE, PAGE, at, 0), ==, 0);
+}
+
+static void close_all(BlockBackend **blks, unsigned n)
+{
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        blk_unref(blks[i]);
+    }
+}
+
+/* --- what is found ------------------------------------------------------ */
+
+/* Copies of a base that is only read, themselves read or written to. */
+static void test_copies(void)
+{
+    g_autofree uint8_t *bytes = g_malloc(SIZE);
+    g_autofree uint8_t *theirs = NULL;
+    BlockBackend *b[4];
+
+    make_bytes(bytes, 1);
+    theirs = g_memdup2(bytes, SIZE);
+    make_file("a", bytes);
+    copy_file("a", "b");
+    copy_file("a", "c");
+    settle();
+    b[0] = open_raw("a", false);
+    g_assert_cmpint(read_all(b[0], bytes), ==, BLOCKS);
+    b[1] = open_raw("b", false);
+    g_assert_cmpint(read_all(b[1], bytes), ==, 0);
+    b[2] = open_raw("c", true);
+    g_assert_cmpint(read_all(b[2], bytes), ==, 0);
+
+    write_block(b[2], theirs, 5);
+    g_assert_cmpint(read_all(b[2], theirs), ==, 1);
+    g_assert_cmpint(read_all(b[2], theirs), ==, 0);
+    g_assert_cmpint(read_all(b[0], bytes), ==, 0);
+
+    /* a copy of what is being written to */
+    blk_flush(b[2]);
+    copy_file("c", "d");
+    settle();
+    b[3] = open_raw("d", false);
+    g_assert_cmpint(read_all(b[3], theirs), ==, 1);
+    close_all(b, 4);
+}
+
+/* The one that others share with is written to, and was first. */
+static void test_writer(void)
+{
+    g_autofree uint8_t *bytes = g_malloc(SIZE);
+    g_autofree uint8_t *theirs = NULL;
+    BlockBackend *b[3];
+
+    make_bytes(bytes, 2);
+    theirs = g_memdup2(bytes, SIZE);
+    make_file("a", bytes);
+    copy_file("a", "b");
+    settle();
+    b[0] = open_raw("a", true);
+    g_assert_cmpint(read_all(b[0], theirs), ==, BLOCKS);
+    write_block(b[0], theirs, 7);
+    write_block(b[0], theirs, 64);
+    b[1] = open_raw("b", false);
+    g_assert_cmpint(read_all(b[1], bytes), ==, 2);  /* the dirty ones */
+
+    /* made after it: its blocks 7 and 64 are those that were written */
+    blk_flush(b[0]);
+    copy_file("a", "c");
+    settle();
+    b[2] = open_raw("c", false);
+    g_assert_cmpint(read_all(b[2], theirs), ==, 2);
+    g_assert_cmpint(read_all(b[0], theirs), ==, 2);
+    close_all(b, 3);
+}
+
+/* An image whose copies are not whole: blocks of its own in between. */
+static void test_parts(void)
+{
+    g_autofree uint8_t *bytes = g_malloc(SIZE);
+    g_autofree uint8_t *theirs = NULL;
+    BlockBackend *b[2];
+    unsigned i;
+
+    make_bytes(bytes, 3);
+    make_file("a", bytes);
+    copy_file("a", "b");
+    theirs = g_memdup2(bytes, SIZE);
+    for (i = 0; i < BLOCKS; i += 10) {
+        theirs[i * PAGE] ^= 1;
+        run("printf '\\%03o' | dd of=%s/b bs=1 seek=%u conv=notrunc "
+            "status=none", theirs[i * PAGE], mnt, i * PAGE);
+    }
+    run("sync -f %s", mnt);
+    settle();
+    b[0] = open_raw("a", false);
+    read_all(b[0], bytes);
+    b[1] = open_raw("b", false);
+    g_assert_cmpint(read_all(b[1], theirs), ==, DIV_ROUND_UP(BLOCKS, 10));
+    close_all(b, 2);
+}
+
+static void make_qcow2(const char *name, const uint8_t *bytes)
+{
+    g_autofree char *p = path(name);
+    BlockBackend *blk;
+
+    bdrv_img_create(p, "qcow2", NULL, NULL, NULL, SIZE, 0, true, &error_abort);
+    blk = open_as(name, "qcow2", true);
+    g_assert_cmpint(blk_pwrite(blk, 0, SIZE, bytes, 0), ==, 0);
+    blk_unref(blk);
+    /* XFS cannot say of a part of a block that it is shared */
+    run("truncate -s %%4096 %s && sync -f %s", p, mnt);
+}
+
+static void test_qcow2(void)
+{
+    g_autofree uint8_t *bytes = g_malloc(SIZE);
+    g_autofree uint8_t *theirs = NULL;
+    BlockBackend *b[4];
+
+    make_bytes(bytes, 4);
+    theirs = g_memdup2(bytes, SIZE);
+    make_qcow2("a", bytes);
+    copy_file("a", "b");
+    copy_file("a", "c");
+    settle();
+    b[0] = open_as("a", "qcow2", false);
+    g_assert_cmpint(read_all(b[0], bytes), ==, BLOCKS);
+    b[1] = open_as("b", "qcow2", false);
+    g_assert_cmpint(read_all(b[1], bytes), ==, 0);
+    /* a raw image has its blocks elsewhere */
+    b[2] = open_as("b", "raw", false);
+    blk_unref(b[2]);
+    b[2] = open_as("c", "qcow2", true);
+    g_assert_cmpint(read_all(b[2], bytes), ==, 0);
+    write_block(b[2], theirs, 100);
+    /* the whole cluster is its own from now on */
+    g_assert_cmpint(read_all(b[2], theirs), ==, 16);
+    blk_flush(b[2]);
+    copy_file("c", "d");
+    settle();
+    b[3] = open_as("d", "qcow2", false);
+    read_all(b[3], theirs);
+    read_all(b[1], bytes);
+    close_all(b, 4);
+}
+
+/* --- what must not be found --------------------------------------------- */
+
+/* Do two files have, or did they have, a block of the disk in common? */
+static bool overlap(const GArray *x, const GArray *y)
+{
+    unsigned i, j;
+
+    for (i = 0; i < x->len; i++) {
+        for (j = 0; j < y->len; j++) {
+            const DedupExtent *a = &g_array_index(x, DedupExtent, i);
+            const DedupExtent *b = &g_array_index(y, DedupExtent, j);
+
+            if (a->physical < b->physical + b->length &&
+                b->physical < a->physical + a->length) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static GArray *extents_of(const char *name)
+{
+    g_autofree char *p = path(name);
+
+    return dedup_extents_get(p);
+}
+
+/*
+ * A's blocks are freed and get other bytes, in files that share them.  Its map
+ * is still there, with frames.
+ */
+static void test_reused(void)
+{
+    g_autofree uint8_t *bytes = g_malloc(SIZE);
+    g_autofree uint8_t *others = g_malloc(SIZE);
+    g_autoptr(GArray) old = NULL;
+    BlockBackend *b[4];
+    unsigned i, reused = 0;
+
+    make_bytes(bytes, 5);
+    make_bytes(others, 6);
+    make_file("keep", bytes);           /* so that the group stays */
+    make_file("a", bytes);
+    copy_file("a", "b");
+    settle();
+    b[0] = open_raw("keep", false);
+    b[1] = open_raw("a", false);
+    read_all(b[1], bytes);
+    blk_unref(b[1]);
+    old = extents_of("a");
+    run("rm %s/a %s/b && sync -f %s && sync -f %s", mnt, mnt, mnt, mnt);
+    for (i = 0; i < 8; i++) {           /* one of them gets the blocks */
+        g_autofree char *name = g_strdup_printf("n%u", i);
+        g_autofree char *copy = g_strdup_printf("m%u", i);
+
+        make_file(name, others);
+        copy_file(name, copy);
+    }
+    make_file("a", others);             /* under the old name, too */
+    copy_file("a", "b");
+    settle();
+    for (i = 0; i < 8; i++) {
+        g_autofree char *copy = g_strdup_printf("m%u", i);
+
+        g_autoptr(GArray) now = extents_of(copy);
+
+        reused += overlap(old, now);
+        b[1] = open_raw(copy, false);
+        read_all(b[1], others);
+        blk_unref(b[1]);
+    }
+    g_test_message("%u of 8 files have blocks of the old one", reused);
+    g_assert_cmpint(reused, >, 0);
+    b[1] = open_raw("b", false);
+    read_all(b[1], others);
+    close_all(b, 2);
+}
+
+/* A is changed in place by somebody else after its frames were made. */
+static void test_changed(void)
+{
+    g_autofree uint8_t *bytes = g_malloc(SIZE);
+    g_autofree uint8_t *others = NULL;
+    BlockBackend *b[3];
+
+    make_bytes(bytes, 7);
+    others = g_memdup2(bytes, SIZE);
+    make_file("keep", bytes);
+    make_file("a", bytes);
+    settle();
+    b[0] = open_raw("keep", false);
+    b[1] = open_raw("a", false);
+    read_all(b[1], bytes);
+    blk_unref(b[1]);
+    /* in place, as nobody shares its blocks yet; the times put back */
+    others[9 * PAGE] ^= 0x40;
+    run("touch -r %s/a %s/stamp; printf '\\%03o' | dd of=%s/a bs=1 seek=%u "
+        "conv=notrunc status=none; touch -r %s/stamp %s/a; sync -f %s", mnt,
+        mnt, others[9 * PAGE], mnt, 9 * PAGE, mnt, mnt, mnt);
+    copy_file("a", "b");
+    settle();
+    b[1] = open_raw("b", false);
+    read_all(b[1], others);
+    b[2] = open_raw("a", false);
+    read_all(b[2], others);
+    close_all(b, 3);
+}
+
+/* --- file systems ------------------------------------------------------- */
+
+static const char *why_not;
+
+static bool make_fs(const char *type)
+{
+    g_autofree char *image = g_build_filename(top, "fs.img", NULL);
+    const char *options = !strcmp(type, "xfs") ? "-q -m reflink=1" : "-q";
+
+    run("truncate -s 400M %s", image);
+    if (try_run("mkfs.%s %s %s >/dev/null 2>&1", type, options, image)) {
+        why_not = "cannot make the file system";
+        return false;
+    }
+    if (try_run("mount -o loop %s %s 2>/dev/null", image, mnt)) {
+        why_not = "cannot mount the file system";
+        return false;
+    }
+    return true;
+}
+
+static void on_fs(const char *type, void (*test)(void))
+{
+    const char *base = g_file_test("/dev/shm", G_FILE_TEST_IS_DIR) ? "/dev/shm"
+                                                                   : "/run";
+
+    top = g_strdup_printf("%s/test-dedup-XXXXXX", base);
+    g_assert_nonnull(g_mkdtemp(top));
+    mnt = g_build_filename(top, "mnt", NULL);
+    g_assert_cmpint(g_mkdir(mnt, 0700), ==, 0);
+    if (make_fs(type)) {
+        test();
+        dedup_groups_leave();
+        run("umount %s", mnt);
+    } else {
+        g_test_skip(why_not);
+    }
+    run("rm -r %s", top);
+    g_free(mnt);
+    g_free(top);
+}
+
+typedef struct Case {
+    const char *type;
+    void (*test)(void);
+} Case;
+
+static void run_case(const void *opaque)
+{
+    const Case *c = opaque;
+
+    on_fs(c->type, c->test);
+}
+
+static void add(const char *type, const char *name, void (*test)(void))
+{
+    g_autofree char *full = g_strdup_printf("/dedup/reflink/%s/%s", type, name);
+    Case *c = g_new(Case, 1);
+
+    *c = (Case) { type, test };
+    g_test_add_data_func_full(full, c, run_case, g_free);
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const types[] = { "xfs", "btrfs" };
+    unsigned i;
+
+    /* before there are threads; without, what cannot be mounted is skipped */
+    if (!unshare(CLONE_NEWNS)) {
+        mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL);
+    }
+    g_test_init(&argc, &argv, NULL);
+    qemu_init_main_loop(&error_abort);
+    bdrv_init();
+    dedup_store_register(&dedup_linux_store_ops);
+    dedup_given_set_ram(&ram_ops);
+    for (i = 0; i < ARRAY_SIZE(types); i++) {
+        add(types[i], "copies", test_copies);
+        add(types[i], "writer", test_writer);
+        add(types[i], "parts", test_parts);
+        add(types[i], "qcow2", test_qcow2);
+        add(types[i], "reused", test_reused);
+        add(types[i], "changed", test_changed);
+    }
+    return g_test_run();
+}
