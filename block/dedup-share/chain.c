@@ -99,7 +99,7 @@ static uint64_t layer_blocks(BlockDriverState *bs)
 typedef struct LayerFile {
     char *path;                 /* NULL: it has none, and no part in anything */
     struct stat st;
-    bool has_key;
+    DedupLayerKey has_key;
     char key[DEDUP_LAYER_KEY_SIZE];
     const char *why;            /* it has no key, or takes no part */
 } LayerFile;
@@ -163,7 +163,7 @@ static void GRAPH_RDLOCK layer_add_own(BDRVDedupShareState *s, DedupLayer *l,
     DedupMap *keyed = NULL;
 
     pstrcpy(id.format, sizeof(id.format), layer_format(p));
-    if (f->has_key && dedup_alias_possible(f->path)) {
+    if (f->has_key == DEDUP_KEY_SHARED && dedup_alias_possible(f->path)) {
         keyed = dedup_map_open(&g->index, g->dir.fd, &layer, NULL);
     }
     if (keyed) {
@@ -205,8 +205,11 @@ static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p,
     *l = (DedupLayer) { 0 };
     /* all of a raw image is data, if nobody asks for zeroes */
     l->whole = !bdrv_backing_chain_next(p) && !strcmp(layer_format(p), "raw");
-    if (f.path && !writable && f.has_key) {
+    if (f.path && !writable && f.has_key == DEDUP_KEY_SHARED) {
         layer_add_keyed(s, l, p, &f);
+    } else if (f.path && !writable && f.has_key == DEDUP_KEY_PRIVATE) {
+        /* others do not know it, but can have blocks of the same content */
+        l->map = dedup_map_new(&s->group->index, layer_blocks(p));
     } else if (f.path && writable) {
         if (qatomic_read(&s->others_write)) {
             f.why = "others may write to it";

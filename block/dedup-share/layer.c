@@ -62,17 +62,26 @@ static bool is_trusted(const char *path)
     return false;
 }
 
-/* Why a file whose change time can be trusted at all has no key, or NULL. */
+/* Why its content cannot be told from its change time, or NULL. */
 static const char *doubt(const char *path, const struct stat *st)
 {
-    if (!S_ISREG(st->st_mode)) {
-        return "it is not a regular file";
-    }
     if (!is_trusted(path)) {
         return "its file system is not known to keep change times";
     }
     if (!st->st_ctim.tv_nsec) {
         return "its file's change time has no fraction of a second";
+    }
+    return NULL;
+}
+
+/* Why it may change while it is open, or NULL. */
+static const char *unrest(const struct stat *st, bool open)
+{
+    if (!S_ISREG(st->st_mode)) {
+        return "it is not a regular file";
+    }
+    if (open && !is_open(st)) {
+        return "its file was replaced after it was opened";
     }
     if (is_fresh(st)) {
         return "its file was changed within the last second";
@@ -96,34 +105,38 @@ static void make_key(const struct stat *st, const char *format,
     pstrcpy(key, DEDUP_LAYER_KEY_SIZE, sum);
 }
 
-static bool find_key(const char *path, const char *format, bool open,
-                     char key[DEDUP_LAYER_KEY_SIZE], const char **why)
+static DedupLayerKey find_key(const char *path, const char *format, bool open,
+                              char key[DEDUP_LAYER_KEY_SIZE],
+                              const char **why)
 {
     struct stat st;
 
     if (stat(path, &st) < 0) {
         *why = "its file cannot be found by its name";
-        return false;
+        return DEDUP_KEY_NONE;
+    }
+    *why = unrest(&st, open);
+    if (*why) {
+        return DEDUP_KEY_NONE;
     }
     *why = doubt(path, &st);
-    if (!*why && open && !is_open(&st)) {
-        *why = "its file was replaced after it was opened";
-    }
     if (*why) {
-        return false;
+        return DEDUP_KEY_PRIVATE;
     }
     make_key(&st, format, key);
-    return true;
+    return DEDUP_KEY_SHARED;
 }
 
-bool dedup_layer_key(const char *path, const char *format,
-                     char key[DEDUP_LAYER_KEY_SIZE], const char **why)
+DedupLayerKey dedup_layer_key(const char *path, const char *format,
+                              char key[DEDUP_LAYER_KEY_SIZE],
+                              const char **why)
 {
     return find_key(path, format, true, key, why);
 }
 
-bool dedup_layer_key_of_path(const char *path, const char *format,
-                             char key[DEDUP_LAYER_KEY_SIZE], const char **why)
+DedupLayerKey dedup_layer_key_of_path(const char *path, const char *format,
+                                      char key[DEDUP_LAYER_KEY_SIZE],
+                                      const char **why)
 {
     return find_key(path, format, false, key, why);
 }

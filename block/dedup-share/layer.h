@@ -10,13 +10,18 @@
 /* A SHA-256 in hexadecimal. */
 #define DEDUP_LAYER_KEY_SIZE 65
 
+typedef enum DedupLayerKey {
+    DEDUP_KEY_NONE,             /* it may be changing: it takes no part */
+    DEDUP_KEY_SHARED,           /* it has a key */
+    DEDUP_KEY_PRIVATE,          /* none that others would know it by */
+} DedupLayerKey;
+
 /*
  * The key of an image that nobody may write to: two images have the same
  * key only if they are the same file, with the same content, read in the
  * same @format.  @path is what this process has opened it by.
  *
- * In doubt there is no key: false is returned and *why says what was
- * doubtful (a static string).
+ * In doubt there is no key, and *why says what was doubtful (a static string).
  *
  * Content is told by the inode's change time, which nobody but the kernel
  * sets.
@@ -26,12 +31,16 @@
  * - A change time of whole seconds was not set by a kernel that keeps
  *   fractions, but by a tool that makes file systems, or is too coarse.
  * - File systems of other hosts or of user programs set it as they like.
+ *
+ * The last two are no reason why the file should change while it is open.
  */
-bool dedup_layer_key(const char *path, const char *format,
-                     char key[DEDUP_LAYER_KEY_SIZE], const char **why);
+DedupLayerKey dedup_layer_key(const char *path, const char *format,
+                              char key[DEDUP_LAYER_KEY_SIZE],
+                              const char **why);
 
 /* The same for a file that this process need not have open. */
-bool dedup_layer_key_of_path(const char *path, const char *format,
-                             char key[DEDUP_LAYER_KEY_SIZE], const char **why);
+DedupLayerKey dedup_layer_key_of_path(const char *path, const char *format,
+                                      char key[DEDUP_LAYER_KEY_SIZE],
+                                      const char **why);
 
 #endif /* DEDUP_SHARE_LAYER_H */

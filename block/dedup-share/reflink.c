@@ -283,8 +283,8 @@ static bool is_unchanged(Finder *f, DedupMap *map, const DedupMapHeader *hdr)
     const char *why;
 
     return dedup_map_has_writer(map) ||
-           (dedup_layer_key_of_path(hdr->path, f->format, key, &why) &&
-            !strcmp(key, hdr->key));
+           (dedup_layer_key_of_path(hdr->path, f->format, key, &why) ==
+            DEDUP_KEY_SHARED && !strcmp(key, hdr->key));
 }
 
 static void add_supplier(Finder *f, const DedupMapHeader *hdr)
@@ -372,8 +372,8 @@ static bool is_same_still(Finder *f)
     if (extents) {
         g_array_free(extents, true);
     }
-    return same && dedup_layer_key(f->layer->path, f->format, key, &why) &&
-           !strcmp(key, f->layer->key);
+    return same && dedup_layer_key(f->layer->path, f->format, key, &why) ==
+                   DEDUP_KEY_SHARED && !strcmp(key, f->layer->key);
 }
 
 bool dedup_alias_possible(const char *path)

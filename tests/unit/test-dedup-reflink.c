@@ -16,6 +16,7 @@
 #include "block/block-global-state.h"
 #include "block/dedup-share/extents.h"
 #include "block/dedup-share/given.h"
+#include "block/dedup-share/layer.h"
 #include "block/dedup-share/linux.h"
 #include "block/dedup-share/stats.h"
 #include "system/block-backend.h"
@@ -410,6 +411,36 @@ static void test_changed(void)
     close_all(b, 3);
 }
 
+/*
+ * Inodes without room for fractions of seconds: the image has no key.  Its
+ * blocks are found all the same, each time it is opened, by their content.
+ */
+static void test_coarse(void)
+{
+    g_autofree uint8_t *bytes = g_malloc(SIZE);
+    g_autofree char *a = path("a");
+    char key[DEDUP_LAYER_KEY_SIZE];
+    DedupShareStats *s;
+    const char *why;
+    BlockBackend *b[2];
+
+    make_bytes(bytes, 8);
+    make_file("a", bytes);
+    make_file("b", bytes);
+    settle();
+    g_assert_cmpint(dedup_layer_key_of_path(a, "raw", key, &why), ==,
+                    DEDUP_KEY_PRIVATE);
+    b[0] = open_raw("a", false);
+    g_assert_cmpint(read_all(b[0], bytes), ==, BLOCKS);
+    g_assert_cmpint(read_all(b[0], bytes), ==, 0);
+    b[1] = open_raw("b", false);
+    g_assert_cmpint(read_all(b[1], bytes), ==, BLOCKS);
+    s = dedup_share_stats(blk_bs(b[1]));
+    g_assert_cmpint(s->blocks_matched, ==, BLOCKS);
+    qapi_free_DedupShareStats(s);
+    close_all(b, 2);
+}
+
 /* --- file systems ------------------------------------------------------- */
 
 static const char *why_not;
@@ -417,7 +448,8 @@ static const char *why_not;
 static bool make_fs(const char *type)
 {
     g_autofree char *image = g_build_filename(top, "fs.img", NULL);
-    const char *options = !strcmp(type, "xfs") ? "-q -m reflink=1" : "-q";
+    const char *options = !strcmp(type, "xfs") ? "-q -m reflink=1" :
+                          !strcmp(type, "ext4") ? "-q -I 128" : "-q";
 
     run("truncate -s 400M %s", image);
     if (try_run("mkfs.%s %s %s >/dev/null 2>&1", type, options, image)) {
@@ -495,5 +527,6 @@ int main(int argc, char **argv)
         add(types[i], "reused", test_reused);
         add(types[i], "changed", test_changed);
     }
+    add("ext4", "coarse", test_coarse);
     return g_test_run();
 }

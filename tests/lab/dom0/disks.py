@@ -42,6 +42,10 @@ class Disk:
             shutil.copyfile(IMAGES / f"{self.image}.qcow2", self.overlay)
 
     @property
+    def base_path(self):
+        return IMAGES / f"{self.image}.raw"
+
+    @property
     def node(self):
         """The name of the topmost node, which the device uses."""
         return f"{'dedup' if self.filter else 'overlay'}{self.number}"
@@ -60,7 +64,7 @@ class Disk:
         n = self.number
         below, nodes = f"base-file{n}", [
             f"driver=file,node-name=base-file{n},"
-            f"filename={IMAGES}/{self.image}.raw,read-only=on"]
+            f"filename={self.base_path},read-only=on"]
         if self.throttle:
             below = f"slow{n}"
             nodes.append(f"driver=throttle,node-name=slow{n},read-only=on,"
@@ -83,6 +87,32 @@ class Disk:
         if self.filter:
             nodes.append(self.filter_options())
         return nodes
+
+
+class CopyDisk(Disk):
+    """The same over a copy of the base of the guest's own.
+
+    Only the first blocks are copied; then come blocks of zeroes, written ones.
+    """
+
+    ZEROES = 16
+
+    def __init__(self, blocks, **options):
+        super().__init__(**options)
+        self.blocks = blocks
+        self.copy = None
+
+    def prepare(self, guest, number):
+        super().prepare(guest, number)
+        self.copy = SCRATCH / f"{guest}-{number}.raw"
+        if not self.copy.exists():
+            with open(IMAGES / f"{self.image}.raw", "rb") as f:
+                data = f.read(self.blocks * 4096)
+            self.copy.write_bytes(data + bytes(self.ZEROES * 4096))
+
+    @property
+    def base_path(self):
+        return self.copy
 
 
 class PvDisk:
