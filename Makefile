@@ -9,6 +9,9 @@
 #   make check-no-lab all tests but the lab, on any host
 #   make demo-linux   show Linux guests sharing without Xen, and a picture
 #   make bench        what reads cost, with the filter and without
+#   make model        random operations against a plain model; OPS=1000000
+#   make kill-test    processes that share and are killed; SECONDS=600
+#   make fuzz         hostile files and neighbours; SECONDS=600
 #   make lab          all scenarios on a real Xen; LAB=name for one
 #   make build        QEMU with dedup-share
 #   make lint         checkpatch, clang with its thread-safety analysis
@@ -16,7 +19,8 @@
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dedup-share
 
-.PHONY: all build demo demo-linux bench check check-fast check-no-lab lab lint sanitize deps lab-deps
+.PHONY: all build demo demo-linux bench check check-fast check-no-lab lab lint
+.PHONY: sanitize deps lab-deps fuzz-build model kill-test fuzz
 
 all: build
 
@@ -32,12 +36,25 @@ build: deps
 check-fast: build
 	@scripts/check --fast
 
-check: lab-deps
+fuzz-build: deps
+	@scripts/deps --clang
+	@scripts/build-qemu --flavour fuzz
+
+model: build
+	@scripts/stress model $(or $(OPS),1000000)
+
+kill-test: build
+	@scripts/stress kill $(or $(SECONDS),600)
+
+fuzz: fuzz-build
+	@scripts/stress fuzz $(or $(SECONDS),600)
+
+check: lab-deps fuzz-build
 	@scripts/build-qemu
 	@tests/lab/lab build
 	@scripts/check
 
-check-no-lab: build
+check-no-lab: build fuzz-build
 	@scripts/check --no-lab
 
 demo-linux: lab-deps

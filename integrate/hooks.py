@@ -12,7 +12,7 @@ IF = "'if': 'CONFIG_DEDUP_SHARE'"
 # Directories of the overlay that are laid over the tree, same names.
 OVERLAY = ['block', 'configs', 'docs', 'hw', 'include', 'qapi', 'tests']
 # ... except these, which only make sense in the overlay itself.
-PRIVATE = ['tests/lab', 'tests/check']
+PRIVATE = ['tests/lab', 'tests/check', 'tests/stress/corpus']
 
 BUILD = [
     ('meson_options.txt', 'end', None,
@@ -191,8 +191,9 @@ STRESS = [
 BENCH = [
     ('tests/bench/meson.build', 'end', None,
      "if have_block and config_host_data.get('CONFIG_DEDUP_SHARE')\n"
-     "  executable('dedup-share-bench', 'dedup-share-bench.c',\n"
-     "             dependencies: [qemuutil, block])\nendif\n"),
+     "  foreach b : ['dedup-share-bench', 'dedup-share-index-bench']\n"
+     "    executable(b, b + '.c', dependencies: [qemuutil, block])\n"
+     "  endforeach\nendif\n"),
 ]
 
 DOCS = [

@@ -18,8 +18,6 @@
  *       N processes read at random, all at once
  *   ksm N IMAGE
  *       N processes have the image in mergeable memory, until stdin ends
- *   index FRAMES OPS
- *       look-ups in an index of that many frames, and its size
  */
 
 #include "qemu/osdep.h"
@@ -156,10 +154,17 @@ static void target_parse(Target *t, char *arg)
     t->file = file;
 }
 
+/* As a device, which does not share its disk with writers. */
 static void target_open(Target *t, bool write)
 {
-    t->blk = blk_new_open(t->file, NULL, NULL, write ? BDRV_O_RDWR : 0,
-                          &error_fatal);
+    BlockDriverState *bs = bdrv_open(t->file, NULL, NULL,
+                                     write ? BDRV_O_RDWR : 0, &error_fatal);
+
+    t->blk = blk_new(qemu_get_aio_context(), BLK_PERM_CONSISTENT_READ |
+                     (write ? BLK_PERM_WRITE : 0),
+                     BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE_UNCHANGED);
+    blk_insert_bs(t->blk, bs, &error_fatal);
+    bdrv_unref(bs);
     blk_set_allow_write_beyond_eof(t->blk, false);
 }
 
@@ -457,82 +462,6 @@ static void bench_ksm(char **argv)
     wait_for_children();
 }
 
-/* --- the index alone ------------------------------------------------------- */
-
-static int no_peek(DedupStore *s, const uint32_t *slots, unsigned n, void *buf)
-{
-    return 0;
-}
-
-static uint64_t file_bytes(const char *path, const char *prefix)
-{
-    g_autoptr(GDir) d = g_dir_open(path, 0, NULL);
-    const char *name;
-    uint64_t bytes = 0;
-
-    while ((name = g_dir_read_name(d))) {
-        if (g_str_has_prefix(name, prefix)) {
-            g_autofree char *file = g_build_filename(path, name, NULL);
-            struct stat st;
-
-            g_assert(!stat(file, &st));
-            bytes += st.st_blocks * 512;
-        }
-    }
-    return bytes;
-}
-
-static void bench_index(char **argv)
-{
-    uint32_t n = strtoul(argv[0], NULL, 0), ops = strtoul(argv[1], NULL, 0), i;
-    g_autofree char *root = g_strdup("/dev/shm/dedup-bench-XXXXXX");
-    DedupStoreOps ops_here = dedup_linux_store_ops;
-    DedupGroupConfig config = {
-        .name = "bench", .store = DEDUP_SHARE_STORE_LINUX, .has_size = true,
-        .size = (uint64_t)n * PAGE, .root = root,
-    };
-    g_autofree uint8_t *buf = g_malloc(PAGE);
-    g_autofree uint64_t *where = g_new(uint64_t, ops);
-    uint64_t start;
-    DedupGroup *g;
-    DedupMap *map;
-
-    init(PAGE);
-    ops_here.peek = no_peek;
-    dedup_store_register(&ops_here);
-    g_assert(g_mkdtemp(root));
-    g = dedup_group_get(&config, &error_fatal);
-    map = dedup_map_open(g->dir.fd, "layer", n, &error_fatal);
-    for (i = 0; i < n; i++) {
-        uint32_t slot;
-
-        g_assert_cmpint(dedup_index_alloc(&g->index, &slot, 1), ==, 1);
-        g_assert(dedup_map_back(map, i));
-        dedup_map_record(map, i, (DedupFrameId) { 0 },
-                         dedup_index_seal(&g->index, slot, 0));
-    }
-    for (i = 0; i < ops; i++) {
-        where[i] = g_random_int_range(0, n);
-    }
-    for (i = 0; i < n; i++) {                   /* all is touched once */
-        DedupBlock b = { .map = map, .number = i };
-
-        g_assert(dedup_engine_copy(g, &b, 1, buf));
-    }
-    start = wall();
-    for (i = 0; i < ops; i++) {
-        DedupBlock b = { .map = map, .number = where[i] };
-
-        g_assert(dedup_engine_copy(g, &b, 1, buf));
-    }
-    printf("%.2f %" PRIu64 " %" PRIu64 "\n", (double)(wall() - start) / ops,
-           file_bytes(g->dir.path, "index") + file_bytes(g->dir.path, "held"),
-           file_bytes(g->dir.path, "map-"));
-    dedup_map_close(map);
-    dedup_group_put(g);
-    rmdir(root);
-}
-
 int main(int argc, char **argv)
 {
     if (argc > 7 && !strcmp(argv[1], "io")) {
@@ -543,8 +472,6 @@ int main(int argc, char **argv)
         bench_crowd(argv + 2);
     } else if (argc == 4 && !strcmp(argv[1], "ksm")) {
         bench_ksm(argv + 2);
-    } else if (argc == 4 && !strcmp(argv[1], "index")) {
-        bench_index(argv + 2);
     } else {
         fprintf(stderr, "see the head of dedup-share-bench.c\n");
         return 1;

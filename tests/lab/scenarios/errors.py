@@ -103,15 +103,15 @@ def check_index_dir(lab, domid):
     (group / "notes.txt").unlink()
 
     magic = 0x58444950554445
-    for content, word in ((b"short", "truncated"),
-                          (header(1, 1), "not dedup-share's"),
-                          (header(magic, 77), "another version"),
-                          (header(magic, 2), "damaged")):
+    (group / "index").write_bytes(header(magic, 77))
+    probe.refused(lab, domid, ",group=bad", [*where, "another version"])
+    for content in (b"short", header(1, 1), header(magic, 3)):
+        group.mkdir(mode=0o700, exist_ok=True)
         (group / "index").write_bytes(content)
-        probe.refused(lab, domid, ",group=bad", [*where, word])
-    (group / "index").unlink()
-    (group / "lock").unlink()
-    group.rmdir()
+        code, text, stats = probe.run(domid, ",store=xen,group=bad")
+        lab.equal((code, stats["store"]), (0, "xen"),
+                  "a damaged index is dropped")
+        lab.check(str(group) in text, f"with a warning: {text}")
     probe.refused(lab, domid, ",index-dir=/t/not-tmpfs", ["index-dir:",
                                                           "tmpfs"])
     probe.refused(lab, domid, ",index-dir=relative", ["index-dir:",

@@ -26,7 +26,8 @@ def run(lab):
             one.expect([gfns[1]], [page], f"what was written, round {round}")
             one.expect_blocks([gfns[0]], 100, "the block before")
             one.expect_blocks(gfns[2:], 102, "the blocks after")
-        lab.check(change.of("no-layer") > 0, "its own block is no layer's")
+        lab.equal(change.of("no-layer", "blocks-given"), (0, 8),
+                  "its own block is given as well")
         two.read_pages(100, gfns)
         two.expect_blocks(gfns, 100, "the other guest's read")
 

@@ -1,0 +1,526 @@
+/*
+ * dedup-share: what the index costs, and what it finds
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Runs what scripts/bench asks for and prints figures, "NAME VALUE..." a line;
+ * that script says what they mean.  No frames are filled but by "replay".
+ *
+ *   lookup FRAMES OPS [others]
+ *       ns of a look-up of a random block: ours, in the block map and the frame
+ *       table; others: of GLib's hash table and QEMU's qht with as many entries
+ *   scale FRAMES OPS
+ *       look-ups a second of one process, and of two at once together
+ *   bytes FRAMES MEMBERS
+ *       bytes of the index and of who holds what, and of a full block map
+ *   hash ROUNDS
+ *       ns of the digest of a block, and of a copy of it
+ *   replay TRACE GUESTS PERCENT POLICY
+ *       guests read what one read once, each a part of it later than the one
+ *       before; the store has so many percent of the blocks.  Blocks read, and
+ *       those that the store had; and that an ideal LRU of its size would have
+ */
+
+#include "qemu/osdep.h"
+#include <sys/wait.h>
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "qemu/main-loop.h"
+#include "qemu/memalign.h"
+#include "qemu/qht.h"
+#include "qemu/units.h"
+#include "qemu/xxhash.h"
+#include "block/block-global-state.h"
+#include "block/dedup-share/engine.h"
+#include "block/dedup-share/given.h"
+#include "block/dedup-share/linux.h"
+#include "block/dedup-share/reclaim.h"
+
+#define PAGE DEDUP_BLOCK_SIZE
+
+static DedupGroup *group;
+static DedupMap *map;
+static char *root;
+
+static uint64_t now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ULL + t.tv_nsec;
+}
+
+static bool ram_find(void *host, DedupRam *ram)
+{
+    return false;
+}
+
+static bool ram_may_give(void)
+{
+    return false;               /* all is copied */
+}
+
+static void ram_advise(void *host, size_t size, bool anonymous)
+{
+}
+
+static const DedupRamOps ram_ops = {
+    .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
+};
+
+static void open_group(uint32_t frames, uint64_t blocks)
+{
+    DedupGroupConfig config = {
+        .name = "bench", .store = DEDUP_SHARE_STORE_LINUX, .has_size = true,
+        .size = (uint64_t)frames * PAGE,
+    };
+    DedupMapLayer layer = { .key = "layer", .nblocks = blocks };
+
+    qemu_init_main_loop(&error_fatal);
+    bdrv_init();
+    dedup_store_register(&dedup_linux_store_ops);
+    dedup_given_set_ram(&ram_ops);
+    root = g_strdup("/dev/shm/dedup-bench-XXXXXX");
+    g_assert(g_mkdtemp(root));
+    config.root = root;
+    group = dedup_group_get(&config, &error_fatal);
+    map = dedup_map_open(&group->index, group->dir.fd, &layer, &error_fatal);
+}
+
+static void close_group(void)
+{
+    dedup_map_close(map);
+    dedup_group_put(group);
+    rmdir(root);
+    g_free(root);
+}
+
+/* Every block has a frame, whose digest is made up. */
+static void fill_index(uint32_t n)
+{
+    uint32_t i;
+
+    for (i = 0; i < n; i++) {
+        DedupDigest d = {
+            .low = i * 0x9e3779b97f4a7c15ULL, .high = i * 0xd6e8feb86659fd93ULL,
+        };
+        uint32_t slot;
+
+        g_assert(dedup_map_back(map, i));
+        g_assert_cmpint(dedup_index_alloc(&group->index, &slot, 1), ==, 1);
+        dedup_map_record(map, i, (DedupFrameId) { 0 },
+                         dedup_index_seal(&group->index, slot, 0, &d));
+    }
+}
+
+static uint32_t *random_blocks(uint32_t n, uint32_t ops)
+{
+    uint32_t *where = g_new(uint32_t, ops), i;
+    g_autoptr(GRand) rand = g_rand_new_with_seed(getpid());
+
+    for (i = 0; i < ops; i++) {
+        where[i] = g_rand_int_range(rand, 0, n);
+    }
+    return where;
+}
+
+/* --- look-ups -------------------------------------------------------------- */
+
+static double time_ours(const uint32_t *where, uint32_t ops)
+{
+    uint64_t start = now(), word;
+    uint32_t i;
+
+    for (i = 0; i < ops; i++) {
+        g_assert(dedup_index_get(&group->index,
+                                 dedup_map_lookup(map, where[i]), &word));
+    }
+    return (double)(now() - start) / ops;
+}
+
+typedef struct Entry {
+    uint64_t block;
+    DedupFrameId id;
+} Entry;
+
+static bool same_block(const void *a, const void *b)
+{
+    return ((const Entry *)a)->block == ((const Entry *)b)->block;
+}
+
+static double time_ghash(const Entry *entries, uint32_t n,
+                         const uint32_t *where, uint32_t ops)
+{
+    GHashTable *t = g_hash_table_new(g_int64_hash, g_int64_equal);
+    uint64_t start;
+    uint32_t i;
+
+    for (i = 0; i < n; i++) {
+        g_hash_table_insert(t, (void *)&entries[i].block, (void *)&entries[i]);
+    }
+    start = now();
+    for (i = 0; i < ops; i++) {
+        uint64_t block = where[i];
+
+        g_assert(g_hash_table_lookup(t, &block));
+    }
+    start = now() - start;
+    g_hash_table_destroy(t);
+    return (double)start / ops;
+}
+
+static double time_qht(const Entry *entries, uint32_t n, const uint32_t *where,
+                       uint32_t ops)
+{
+    struct qht t;
+    uint64_t start;
+    uint32_t i;
+
+    qht_init(&t, same_block, n, 0);
+    for (i = 0; i < n; i++) {
+        qht_insert(&t, (void *)&entries[i], qemu_xxhash2(entries[i].block),
+                   NULL);
+    }
+    start = now();
+    for (i = 0; i < ops; i++) {
+        Entry want = { .block = where[i] };
+
+        g_assert(qht_lookup(&t, &want, qemu_xxhash2(want.block)));
+    }
+    start = now() - start;
+    qht_destroy(&t);
+    return (double)start / ops;
+}
+
+static void bench_lookup(uint32_t n, uint32_t ops, bool others)
+{
+    g_autofree uint32_t *where = random_blocks(n, ops);
+    g_autofree Entry *entries = NULL;
+    uint32_t i;
+    int round;
+
+    open_group(n, n);
+    fill_index(n);
+    time_ours(where, ops);                      /* all is touched once */
+    if (others) {
+        entries = g_new0(Entry, n);
+        for (i = 0; i < n; i++) {
+            entries[i].block = i;
+        }
+    }
+    for (round = 0; round < 5; round++) {
+        printf("ours %.2f\n", time_ours(where, ops));
+        if (others) {
+            printf("ghash %.2f\n", time_ghash(entries, n, where, ops));
+            printf("qht %.2f\n", time_qht(entries, n, where, ops));
+        }
+    }
+    close_group();
+}
+
+/* Look-ups a second of @n processes, together. */
+static double run_processes(unsigned n, const uint32_t *where, uint32_t ops)
+{
+    double *ns = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS, -1, 0), sum = 0;
+    unsigned i;
+    int go[2];
+    char c;
+
+    g_assert(!pipe(go));
+    for (i = 0; i < n; i++) {
+        if (!fork()) {
+            close(go[1]);
+            time_ours(where, ops / 10);
+            g_assert(read(go[0], &c, 1) == 0);
+            ns[i] = time_ours(where, ops);
+            _exit(0);
+        }
+    }
+    close(go[0]);
+    g_usleep(200000);           /* all have touched it, and wait */
+    close(go[1]);
+    while (wait(NULL) > 0) {
+        continue;
+    }
+    for (i = 0; i < n; i++) {
+        sum += 1e9 / ns[i];
+    }
+    munmap(ns, PAGE);
+    return sum;
+}
+
+static void bench_scale(uint32_t n, uint32_t ops)
+{
+    g_autofree uint32_t *where = random_blocks(n, ops);
+    int round;
+
+    open_group(n, n);
+    fill_index(n);
+    for (round = 0; round < 5; round++) {
+        printf("one %.0f\n", run_processes(1, where, ops));
+        printf("two %.0f\n", run_processes(2, where, ops));
+    }
+    close_group();
+}
+
+/* --- bytes ----------------------------------------------------------------- */
+
+static uint64_t file_bytes(const char *prefix)
+{
+    g_autoptr(GDir) d = g_dir_open(group->dir.path, 0, NULL);
+    const char *name;
+    uint64_t bytes = 0;
+
+    while ((name = g_dir_read_name(d))) {
+        if (g_str_has_prefix(name, prefix)) {
+            g_autofree char *file = g_build_filename(group->dir.path, name,
+                                                     NULL);
+            struct stat st;
+
+            g_assert(!stat(file, &st));
+            bytes += st.st_blocks * 512;
+        }
+    }
+    return bytes;
+}
+
+static void bench_bytes(uint32_t n, unsigned members)
+{
+    g_autofree DedupHolders *others = g_new0(DedupHolders, members);
+    unsigned i;
+
+    open_group(n, n);
+    fill_index(n);
+    for (i = 1; i < members; i++) {
+        dedup_holders_open(&others[i], group->dir.fd, n, true, false,
+                           &error_fatal);
+        dedup_holders_take_row(&others[i], dedup_bury, group, &error_fatal);
+    }
+    printf("index %" PRIu64 "\nheld %" PRIu64 "\nmap %" PRIu64 "\n",
+           file_bytes("index"), file_bytes("held"), file_bytes("map-"));
+    for (i = 1; i < members; i++) {
+        dedup_holders_close(&others[i]);
+    }
+    close_group();
+}
+
+/* --- hashing --------------------------------------------------------------- */
+
+static void bench_hash(unsigned rounds)
+{
+    const size_t size = 64 * MiB;
+    g_autofree uint8_t *buf = g_malloc(size), *to = g_malloc0(size);
+    uint64_t sum = 0, start;
+    size_t i;
+
+    for (i = 0; i < size; i++) {
+        buf[i] = g_random_int();
+    }
+    open_group(64, 64);
+    for (; rounds; rounds--) {
+        start = now();
+        for (i = 0; i < size; i += PAGE) {
+            sum += dedup_digest(&group->index, buf + i).high;
+        }
+        printf("digest %.1f\n", (double)(now() - start) / (size / PAGE));
+        start = now();
+        for (i = 0; i < size; i += PAGE) {
+            memcpy(to + i, buf + i, PAGE);
+        }
+        printf("memcpy %.1f\n", (double)(now() - start) / (size / PAGE));
+    }
+    printf("sum %" PRIu64 " %u\n", sum, to[size / 2]);
+    close_group();
+}
+
+/* --- a boot trace ---------------------------------------------------------- */
+
+static DedupTracker tracker;
+static DedupCounters counters;
+static DedupShareAdmission admission;
+
+static int coroutine_fn read_image(void *opaque, uint64_t first, unsigned n,
+                                   void *buf)
+{
+    uint64_t i;
+
+    for (i = 0; i < n * PAGE / sizeof(uint64_t); i++) {
+        ((uint64_t *)buf)[i] = (first * 512 + i + 1) * 0x9e3779b97f4a7c15ULL;
+    }
+    return 0;
+}
+
+static void coroutine_fn give(void *opaque, DedupGive *gives, unsigned n)
+{
+    group->ops->give(group->store, gives, n);
+}
+
+static void *alloc(void *opaque, size_t size)
+{
+    return qemu_try_memalign(PAGE, size);
+}
+
+static void free_buf(void *opaque, void *buf)
+{
+    qemu_vfree(buf);
+}
+
+static void coroutine_fn read_entry(void *opaque)
+{
+    static uint8_t page[PAGE];
+    uint64_t number = *(uint64_t *)opaque;
+    DedupBlock b = {
+        .map = map, .number = number, .in_map = number, .dest.host = page,
+    };
+    DedupRange fill;
+    DedupRead r = {
+        .group = group, .tracker = &tracker, .fill = &fill,
+        .counters = &counters, .admission = admission, .read = read_image,
+        .alloc = alloc, .free = free_buf, .give = give,
+    };
+
+    if (!dedup_engine_hit(&r, &b, 1)) {
+        dedup_fill_begin(&tracker, &fill, number * PAGE, PAGE);
+        dedup_engine_read(&r, &b, 1);
+        dedup_fill_end(&tracker, &fill);
+    }
+}
+
+/* Lines are N or N+M: a block, and those that follow it. */
+static GArray *load_trace(const char *path, uint32_t *distinct)
+{
+    g_autoptr(GHashTable) numbers = g_hash_table_new(NULL, NULL);
+    GArray *trace = g_array_new(false, false, sizeof(uint64_t));
+    FILE *f = fopen(path, "r");
+    char line[128];
+
+    g_assert(f);
+    while (fgets(line, sizeof(line), f)) {
+        uint64_t block, more = 0, i;
+
+        if (sscanf(line, "%" SCNu64 "+%" SCNu64, &block, &more) < 1) {
+            continue;                           /* a comment */
+        }
+        for (i = block; i <= block + more; i++) {
+            void *key = (void *)(uintptr_t)(i + 1);
+            uint64_t number;
+
+            if (!g_hash_table_contains(numbers, key)) {
+                g_hash_table_insert(numbers, key, (void *)(uintptr_t)
+                                    g_hash_table_size(numbers));
+            }
+            number = (uintptr_t)g_hash_table_lookup(numbers, key);
+            g_array_append_val(trace, number);
+        }
+    }
+    fclose(f);
+    *distinct = g_hash_table_size(numbers);
+    return trace;
+}
+
+/* Guest i begins when i/n of the trace is over; then all take turns. */
+static GArray *interleave(const GArray *trace, unsigned guests)
+{
+    GArray *all = g_array_new(false, false, sizeof(uint64_t));
+    unsigned lag = trace->len / guests, step, i;
+
+    for (step = 0; step < trace->len + lag * (guests - 1); step++) {
+        for (i = 0; i < guests; i++) {
+            if (step >= i * lag && step - i * lag < trace->len) {
+                g_array_append_val(all, g_array_index(trace, uint64_t,
+                                                      step - i * lag));
+            }
+        }
+    }
+    return all;
+}
+
+/* Hits of a cache of @size blocks that drops what was used longest ago. */
+static unsigned ideal_lru(const GArray *all, unsigned size)
+{
+    g_autoptr(GHashTable) links = g_hash_table_new(NULL, NULL);
+    GQueue queue = G_QUEUE_INIT;
+    unsigned i, hits = 0;
+
+    for (i = 0; i < all->len; i++) {
+        void *key = (void *)(uintptr_t)(g_array_index(all, uint64_t, i) + 1);
+        GList *link = g_hash_table_lookup(links, key);
+
+        if (link) {
+            hits++;
+            g_queue_unlink(&queue, link);
+            g_queue_push_head_link(&queue, link);
+            continue;
+        }
+        if (queue.length == size) {
+            g_hash_table_remove(links, g_queue_pop_tail(&queue));
+        }
+        g_queue_push_head(&queue, key);
+        g_hash_table_insert(links, key, queue.head);
+    }
+    g_queue_clear(&queue);
+    return hits;
+}
+
+/* As often as a guest that boots reads so many blocks in a second. */
+#define TRIM_EVERY 512
+
+static void bench_replay(const char *path, unsigned guests, unsigned percent)
+{
+    uint32_t distinct, frames;
+    g_autoptr(GArray) trace = load_trace(path, &distinct);
+    g_autoptr(GArray) all = interleave(trace, guests);
+    unsigned i;
+
+    frames = (uint64_t)distinct * percent / 100;
+    open_group(frames, distinct);
+    dedup_tracker_init(&tracker);
+    if (admission == DEDUP_SHARE_ADMISSION_SECOND_READ) {
+        dedup_seen_open(&group->seen, group->dir.fd, frames, &error_fatal);
+    }
+    for (i = 0; i < all->len; i++) {
+        qemu_coroutine_enter(qemu_coroutine_create(read_entry,
+            &g_array_index(all, uint64_t, i)));
+        if (i % TRIM_EVERY == 0) {
+            dedup_trim_now(group);
+            stat64_set(&group->full_until, 0);
+        }
+    }
+    printf("reads %u\nblocks %u\nours %" PRIu64 "\nlru %u\n", all->len, distinct,
+           stat64_get(&counters.hits), ideal_lru(all, frames));
+    dedup_tracker_destroy(&tracker);
+    close_group();
+}
+
+static uint64_t number(const char *text)
+{
+    uint64_t n;
+
+    g_assert(!qemu_strtou64(text, NULL, 0, &n));
+    return n;
+}
+
+int main(int argc, char **argv)
+{
+    const char *mode = argc > 1 ? argv[1] : "";
+
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (argc >= 4 && !strcmp(mode, "lookup")) {
+        bench_lookup(number(argv[2]), number(argv[3]), argc > 4);
+    } else if (argc == 4 && !strcmp(mode, "scale")) {
+        bench_scale(number(argv[2]), number(argv[3]));
+    } else if (argc == 4 && !strcmp(mode, "bytes")) {
+        bench_bytes(number(argv[2]), number(argv[3]));
+    } else if (argc == 3 && !strcmp(mode, "hash")) {
+        bench_hash(number(argv[2]));
+    } else if (argc == 6 && !strcmp(mode, "replay")) {
+        admission = qapi_enum_parse(&DedupShareAdmission_lookup, argv[5], 0,
+                                    &error_fatal);
+        bench_replay(argv[2], number(argv[3]), number(argv[4]));
+    } else {
+        fprintf(stderr, "see the head of dedup-share-index-bench.c\n");
+        return 1;
+    }
+    return 0;
+}
