@@ -115,6 +115,18 @@ class CopyDisk(Disk):
         return self.copy
 
 
+class FileDisk(Disk):
+    """The same over a base that lies elsewhere."""
+
+    def __init__(self, path, **options):
+        super().__init__(**options)
+        self.path = path
+
+    @property
+    def base_path(self):
+        return self.path
+
+
 class PvDisk:
     """A disk for xen-blkfront, which the toolstack makes from disk=[...].
 

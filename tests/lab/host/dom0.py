@@ -18,7 +18,8 @@ IMAGE_SIZE = "768M"
 
 INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 ROOT_MODULES = ("xen-gntdev", "xen-gntalloc", "xen-evtchn", "xen-privcmd",
-                "xenfs", "9pnet_virtio", "9p", "loop", "tun", "bridge")
+                "xenfs", "9pnet_virtio", "9p", "loop", "tun", "bridge",
+                "xfs")
 APPLETS = "sh mount insmod switch_root mkdir echo cat sleep ls umount".split()
 
 

@@ -18,6 +18,7 @@ FILES_UUID = "6c616266-696c-4573-8000-000000000001"
 # Real files of all kinds and sizes: libraries, programs, Python, text.
 FILES_FROM = ("usr/lib/x86_64-linux-gnu", "usr/bin", "usr/lib/python3.11",
               "usr/share/perl")
+XFS_SIZE = 320 << 20
 IMAGES_FREE = 16 << 20          # what ext4 takes for itself, with room
 
 
@@ -82,6 +83,14 @@ def write_files(root, out, images, log):
     (images / "files.json").write_text(json.dumps(manifest, indent=0))
 
 
+def write_empty_xfs(images, log):
+    """A file system whose files can share blocks, for dom0 to mount a copy."""
+    with open(images / "empty-xfs.img", "wb") as f:
+        f.truncate(XFS_SIZE)
+    cache.run(log, "/sbin/mkfs.xfs", "-q", "-m", "reflink=1",
+              images / "empty-xfs.img")
+
+
 def write_overlays(images, log):
     """An empty overlay of each image: scenarios copy them."""
     for base in sorted(images.glob("*.raw")):
@@ -114,7 +123,9 @@ def disk(lab_dir):
         write_base(pattern(lab_dir), images / "base.raw")
         write_files(pkgs / "root", out, images, log)
         write_overlays(images, log)
-        size = sum(f.stat().st_size for f in images.iterdir()) + IMAGES_FREE
+        write_empty_xfs(images, log)
+        size = sum(f.stat().st_blocks * 512
+                   for f in images.iterdir()) + IMAGES_FREE
         cache.run(log, "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096",
                   "-O", "^has_journal", "-d", images, out / "images.ext4",
                   f"{size >> 10}k")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Copies that share physical blocks: the second's first read takes no I/O."""
+import time
+from pathlib import Path
+
+from dedup import Change
+from disks import IMAGES, SCRATCH, FileDisk
+from labdom0 import DATA_GFN, PAGE
+
+BOOT = {"xen": "sharing", "fast": True, "timeout": 200}
+
+FIRST, COUNT, STEP = 64, 512, 128
+A = DATA_GFN
+WHERE = SCRATCH / "xfs"
+CHANGED = FIRST + 200
+
+
+def mount(lab):
+    image = SCRATCH / "xfs.img"
+    lab.run("cp", "--sparse=always", IMAGES / "empty-xfs.img", image)
+    WHERE.mkdir()
+    lab.run("mount", "-o", "loop", image, WHERE)
+    for line in Path("/proc/mounts").read_text().splitlines():
+        device, where = line.split()[:2]
+        if where == str(WHERE):
+            return Path("/sys/block") / Path(device).name / "stat"
+    raise RuntimeError("not mounted")
+
+
+def read_all(guest):
+    for i in range(0, COUNT, STEP):
+        guest.read_pages(FIRST + i, range(A + i, A + i + STEP))
+    return range(A, A + COUNT)
+
+
+def run(lab):
+    stat = mount(lab)
+    try:
+        check(lab, lambda: int(stat.read_text().split()[2]) * 512)
+    finally:
+        lab.run("umount", "-l", WHERE)
+
+
+def check(lab, disk_bytes):
+    a, b = WHERE / "a.raw", WHERE / "b.raw"
+    with open(IMAGES / "base.raw", "rb") as base, open(a, "wb") as f:
+        f.write(base.read((FIRST + COUNT) * PAGE))
+    lab.run("cp", "--reflink=always", a, b)
+    lab.run("sync")
+    time.sleep(1.1)             # until they have keys
+    one, two = (lab.tiny(f"g{i}", [FileDisk(path)])
+                for i, path in enumerate((a, b), 1))
+    lab.start_all(one, two)
+    one.expect_blocks(read_all(one), FIRST, "of the first copy")
+
+    lab.drop_caches()
+    before, change = disk_bytes(), Change(two)
+    two.expect_blocks(read_all(two), FIRST, "of the second copy")
+    lab.equal(disk_bytes() - before, 0, "bytes read from the disk for it")
+    lab.equal(change.of("blocks-hit", "blocks-missed", "bytes-filled",
+                        "bytes-passed"), (COUNT, 0, 0, 0), "all are hits")
+    shared = sum((two.references(A + i) or 0) >= 3 for i in range(COUNT))
+    lab.show(f"reflink copies: {shared} of {COUNT} pages shared, "
+             f"{shared / COUNT:.4f}, 0 bytes read")
+    lab.check(shared >= 0.99 * COUNT, "both guests hold one frame a block")
+
+    one.destroy()
+    with open(a, "r+b") as f:
+        f.seek(CHANGED * PAGE)
+        f.write(b"\x5a" * PAGE)
+    lab.run("sync")
+    time.sleep(1.1)
+    three = lab.tiny("g3", [FileDisk(a)])
+    three.start()
+    gfns = read_all(three)
+    three.expect([gfns[CHANGED - FIRST]], [b"\x5a" * PAGE],
+                 "what was changed in the first copy")
+    three.expect_blocks(gfns[:CHANGED - FIRST], FIRST, "the rest of it")
+    two.expect_blocks(read_all(two), FIRST, "the second copy, as it was")
