@@ -430,6 +430,19 @@ void dedup_index_clear_used(DedupIndex *index, uint32_t first, uint64_t bits)
     }
 }
 
+/*
+ * Mark a slot as free.  Who is killed in between leaves a count that is too
+ * high, never too low: then free slots would not be looked for.  If somebody
+ * has just begun to take the slot, no harm is done either.
+ */
+static void mark_free(DedupIndex *index, uint32_t slot)
+{
+    qatomic_inc(&index->hdr->nfree);
+    if (test_and_set(index->free, slot)) {
+        qatomic_dec(&index->hdr->nfree);
+    }
+}
+
 static bool is_last(DedupIndex *index, uint32_t slot)
 {
     return tag_generation(qatomic_read(&index->tags[slot])) ==
@@ -448,9 +461,8 @@ void dedup_index_release(DedupIndex *index, uint32_t slot)
 {
     if (is_last(index, slot)) {
         retire(index, slot);
-    } else if (step(index, slot, may_release, 1, 0, DEDUP_FRAME_FREE) &&
-               !test_and_set(index->free, slot)) {
-        qatomic_inc(&index->hdr->nfree);
+    } else if (step(index, slot, may_release, 1, 0, DEDUP_FRAME_FREE)) {
+        mark_free(index, slot);
     }
 }
 
@@ -503,12 +515,9 @@ static bool recover_one(DedupIndex *index, uint32_t slot, DedupSlotFn *idle,
     return true;
 }
 
-/* Who is about to take the slot may have cleared the bit: no harm is done. */
-static void mark_free(DedupIndex *index, uint32_t slot)
+static bool is_marked(DedupIndex *index, uint32_t slot)
 {
-    if (!test_and_set(index->free, slot)) {
-        qatomic_inc(&index->hdr->nfree);
-    }
+    return qatomic_read(&index->free[BIT_WORD(slot)]) & BIT_MASK(slot);
 }
 
 unsigned dedup_index_recover(DedupIndex *index, unsigned member,
@@ -521,7 +530,7 @@ unsigned dedup_index_recover(DedupIndex *index, unsigned member,
     for (slot = 0; slot < index->nframes; slot++) {
         DedupFrameState state = dedup_index_state(index, slot, &who);
 
-        if (state == DEDUP_FRAME_FREE) {
+        if (state == DEDUP_FRAME_FREE && !is_marked(index, slot)) {
             mark_free(index, slot);
         } else if (who == member && state != DEDUP_FRAME_DAMAGED &&
                    state != DEDUP_FRAME_SEALED) {
