@@ -135,17 +135,13 @@ bool dedup_index_make(DedupIndex *index, int dirfd, const char *what,
     return false;
 }
 
-/*
- * Was it made by another version?  If all else is as if we had made it, somebody
- * has scribbled over the number.
- */
+/* The first two versions had the number alone. */
 static bool is_other_version(const DedupIndexHeader *hdr)
 {
-    DedupIndexHeader ours = *hdr;
+    uint32_t v = hdr->version;
 
-    ours.version = DEDUP_INDEX_VERSION;
-    return hdr->magic == DEDUP_INDEX_MAGIC &&
-           hdr->version != DEDUP_INDEX_VERSION && hdr->crc != index_crc(&ours);
+    return hdr->magic == DEDUP_INDEX_MAGIC && v != DEDUP_INDEX_VERSION &&
+           (v == 1 || v == 2 || ((v ^ v >> 16) & 0xffff) == 0xffff);
 }
 
 /* Is what was mapped an index of ours?  @size: what was mapped. */
@@ -155,7 +151,8 @@ static bool index_check(DedupIndexHeader *hdr, size_t size,
     if (is_other_version(hdr)) {
         error_setg(errp, "index-dir: '%s' was made by another version of "
                    "dedup-share (format %" PRIu32 ", this QEMU has %d)"
-                   REMEDY, what, hdr->version, DEDUP_INDEX_VERSION);
+                   REMEDY, what, hdr->version & 0xffff,
+                   DEDUP_INDEX_VERSION & 0xffff);
         return false;
     }
     *damaged = hdr->magic != DEDUP_INDEX_MAGIC ||

@@ -55,7 +55,8 @@
 #include "qemu/atomic.h"
 
 #define DEDUP_INDEX_MAGIC   0x58444950554445ULL     /* "EDUPIDX" */
-#define DEDUP_INDEX_VERSION 3
+/* The number, and it inverted: what was scribbled over is no other version. */
+#define DEDUP_INDEX_VERSION (3 | (0xffff & ~3) << 16)
 #define DEDUP_HEADER_SIZE   4096
 
 /* Bits of a slot's number, and of a generation, in a tag and in a map. */

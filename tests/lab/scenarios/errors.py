@@ -103,7 +103,7 @@ def check_index_dir(lab, domid):
     (group / "notes.txt").unlink()
 
     magic = 0x58444950554445
-    (group / "index").write_bytes(header(magic, 77))
+    (group / "index").write_bytes(header(magic, 77 | (0xffff & ~77) << 16))
     probe.refused(lab, domid, ",group=bad", [*where, "another version"])
     for content in (b"short", header(1, 1), header(magic, 3)):
         group.mkdir(mode=0o700, exist_ok=True)

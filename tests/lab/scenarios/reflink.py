@@ -19,12 +19,11 @@ def mount(lab):
     image = SCRATCH / "xfs.img"
     lab.run("cp", "--sparse=always", IMAGES / "empty-xfs.img", image)
     WHERE.mkdir()
-    lab.run("mount", "-o", "loop", image, WHERE)
-    for line in Path("/proc/mounts").read_text().splitlines():
-        device, where = line.split()[:2]
-        if where == str(WHERE):
-            return Path("/sys/block") / Path(device).name / "stat"
-    raise RuntimeError("not mounted")
+    for module in ("loop", "xfs"):
+        lab.run("modprobe", module)
+    device = lab.run("losetup", "--find", "--show", image).strip()
+    lab.run("mount", "-t", "xfs", device, WHERE)
+    return Path("/sys/block") / Path(device).name / "stat"
 
 
 def read_all(guest):
