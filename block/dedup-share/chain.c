@@ -120,7 +120,7 @@ static void GRAPH_RDLOCK layer_stat(BlockDriverState *p, LayerFile *f)
 
 /* The layer is not written to: it has a map by its key, or none. */
 static void layer_add_keyed(BDRVDedupShareState *s, DedupLayer *l,
-                            BlockDriverState *p, LayerFile *f)
+                            BlockDriverState *p, LayerFile *f, DedupLayer *old)
 {
     DedupGroup *g = s->group;
     DedupMapLayer layer = {
@@ -129,6 +129,15 @@ static void layer_add_keyed(BDRVDedupShareState *s, DedupLayer *l,
     };
     Error *err = NULL;
 
+    if (old->node == p && !old->own && old->map &&
+        dedup_map_is_of(old->map, f->key)) {
+        /* to look for others with its blocks takes long */
+        *l = *old;
+        *old = (DedupLayer) { 0 };
+        f->why = "takes part as before";
+        return;
+    }
+    l->node = p;
     l->map = dedup_map_open(&g->index, g->dir.fd, &layer, &err);
     if (!l->map) {
         warn_reportf_err(err, "dedup-share: layer '%s' takes no part: ",
@@ -206,7 +215,7 @@ static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p,
     /* all of a raw image is data, if nobody asks for zeroes */
     l->whole = !bdrv_backing_chain_next(p) && !strcmp(layer_format(p), "raw");
     if (f.path && !writable && f.has_key == DEDUP_KEY_SHARED) {
-        layer_add_keyed(s, l, p, &f);
+        layer_add_keyed(s, l, p, &f, old);
     } else if (f.path && !writable && f.has_key == DEDUP_KEY_PRIVATE) {
         /* others do not know it, but can have blocks of the same content */
         l->map = dedup_map_new(&s->group->index, layer_blocks(p));
@@ -236,13 +245,15 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
 {
     BDRVDedupShareState *s = bs->opaque;
     BlockDriverState *p = bs->file ? bs->file->bs : NULL;
-    DedupLayer old = { 0 };
+    DedupLayer old[MAX_LAYERS] = { 0 };
+    int i, nold = s->nlayers;
 
-    if (s->nlayers && !s->inactive) {
-        old = s->layers[0];
-        s->layers[0] = (DedupLayer) { 0 };
-    }
+    memcpy(old, s->layers, nold * sizeof(*old));
+    memset(s->layers, 0, nold * sizeof(*old));
     dedup_layers_drop(s);
+    if (s->inactive && old[0].own) {
+        layer_drop(&old[0]);
+    }
     s->inactive = bs->open_flags & BDRV_O_INACTIVE;
     if (!s->group) {
         p = NULL;
@@ -250,9 +261,11 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
     /* a node without a driver is one that was closed by an error */
     for (; p && p->drv && !p->drv->is_filter && s->nlayers < MAX_LAYERS;
          p = bdrv_filter_or_cow_bs(p)) {
-        layer_add(bs, p, &old);
+        layer_add(bs, p, &old[s->nlayers]);
     }
-    layer_drop(&old);
+    for (i = 0; i < nold; i++) {
+        layer_drop(&old[i]);
+    }
     trace_dedup_share_layers(bs, bdrv_get_node_name(bs), s->nlayers);
 }
 

@@ -34,6 +34,19 @@ static bool goes_on(const DedupExtent *last, const DedupExtent *x)
            last->physical + last->length == x->physical;
 }
 
+/* Add @x, as a part of the last one if it goes on there. */
+static void append(GArray *all, DedupExtent x)
+{
+    DedupExtent *last = all->len ? &g_array_index(all, DedupExtent,
+                                                  all->len - 1) : NULL;
+
+    if (last && goes_on(last, &x)) {
+        last->length += x.length;
+    } else {
+        g_array_append_val(all, x);
+    }
+}
+
 static void add(GArray *all, const struct fiemap_extent *e)
 {
     DedupExtent x = {
@@ -41,16 +54,9 @@ static void add(GArray *all, const struct fiemap_extent *e)
         .length = e->fe_length, .plain = !(e->fe_flags & ~PLAIN),
         .shared = e->fe_flags & FIEMAP_EXTENT_SHARED,
     };
-    DedupExtent *last = all->len ? &g_array_index(all, DedupExtent,
-                                                  all->len - 1) : NULL;
 
-    if (is_hole(e->fe_flags)) {
-        return;
-    }
-    if (last && goes_on(last, &x)) {
-        last->length += x.length;
-    } else {
-        g_array_append_val(all, x);
+    if (!is_hole(e->fe_flags)) {
+        append(all, x);
     }
 }
 
@@ -119,4 +125,27 @@ bool dedup_extents_equal(const GArray *a, const GArray *b)
         }
     }
     return true;
+}
+
+/* The same without a look at who else has the blocks. */
+static GArray *places_of(const GArray *all)
+{
+    GArray *places = g_array_new(false, false, sizeof(DedupExtent));
+    unsigned i;
+
+    for (i = 0; i < all->len; i++) {
+        DedupExtent x = g_array_index(all, DedupExtent, i);
+
+        x.shared = false;
+        append(places, x);
+    }
+    return places;
+}
+
+bool dedup_extents_same_places(const GArray *a, const GArray *b)
+{
+    g_autoptr(GArray) x = a ? places_of(a) : NULL;
+    g_autoptr(GArray) y = b ? places_of(b) : NULL;
+
+    return dedup_extents_equal(x, y);
 }

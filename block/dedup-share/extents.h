@@ -26,4 +26,10 @@ GArray *dedup_extents_get(const char *path);
 
 bool dedup_extents_equal(const GArray *a, const GArray *b);
 
+/*
+ * Are the same bytes of the file at the same places?  Whether others share them
+ * may have changed.
+ */
+bool dedup_extents_same_places(const GArray *a, const GArray *b);
+
 #endif /* DEDUP_SHARE_EXTENTS_H */

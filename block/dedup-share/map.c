@@ -203,11 +203,18 @@ DedupMap *dedup_map_open(DedupIndex *index, int dirfd,
     map->dirty = map->file.base + DEDUP_HEADER_SIZE;
     map->entries = (void *)map->dirty + dirty_size(layer->nblocks);
     map->index = index;
+    map->key = g_strdup(layer->key);
     map->seed = index->seed ^
                 ((uint64_t)crc32c(0, (uint8_t *)hdr->key, sizeof(hdr->key))
                  << 32 |
                  crc32c(~0u, (uint8_t *)hdr->key, sizeof(hdr->key)));
     return map;
+}
+
+bool dedup_map_is_of(const DedupMap *map, const char *key)
+{
+    /* our own copy of the key: others can change the file's */
+    return map->key && !strcmp(map->key, key);
 }
 
 DedupMap *dedup_map_new(DedupIndex *index, uint64_t nblocks)
@@ -229,6 +236,7 @@ DedupMap *dedup_map_new(DedupIndex *index, uint64_t nblocks)
 void dedup_map_close(DedupMap *map)
 {
     map_unload(map);
+    g_free(map->key);
     g_free(map);
 }
 

@@ -63,6 +63,7 @@ typedef struct DedupMap {
     uint64_t nblocks;
     uint64_t seed;              /* of the entries' checks */
     DedupIndex *index;          /* to be told of damage */
+    char *key;                  /* NULL: of no layer that others know */
 } DedupMap;
 
 /* Stands for a block of zeroes, which no frame holds. */
@@ -86,6 +87,9 @@ DedupMap *dedup_map_open(DedupIndex *index, int dirfd,
 
 /* Is this the header of a map, whatever layer it is of? */
 bool dedup_map_header_ok(const DedupMapHeader *hdr);
+
+/* Is it the map of the layer @key? */
+bool dedup_map_is_of(const DedupMap *map, const char *key);
 
 /* A map that no other process has.  NULL if there is no memory for it. */
 DedupMap *dedup_map_new(DedupIndex *index, uint64_t nblocks);

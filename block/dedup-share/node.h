@@ -31,7 +31,7 @@ typedef struct DedupLayer {
     DedupMap *map;              /* by its key; the own object's, if any */
     DedupAlias *alias;          /* parts of it that are looked up elsewhere */
     DedupOwn *own;              /* if we may write to it */
-    BlockDriverState *node, *file;      /* then; only to compare them */
+    BlockDriverState *node, *file;      /* only to compare them */
     bool whole;                 /* it owns all blocks that are in it whole */
 } DedupLayer;
 

@@ -124,7 +124,7 @@ static uint32_t *random_blocks(uint32_t n, uint32_t ops)
     return where;
 }
 
-/* --- look-ups -------------------------------------------------------------- */
+/* --- look-ups ----------------------------------------------------------- */
 
 static double time_ours(const uint32_t *where, uint32_t ops)
 {
@@ -264,7 +264,7 @@ static void bench_scale(uint32_t n, uint32_t ops)
     close_group();
 }
 
-/* --- bytes ----------------------------------------------------------------- */
+/* --- bytes -------------------------------------------------------------- */
 
 static uint64_t file_bytes(const char *prefix)
 {
@@ -305,7 +305,7 @@ static void bench_bytes(uint32_t n, unsigned members)
     close_group();
 }
 
-/* --- hashing --------------------------------------------------------------- */
+/* --- hashing ------------------------------------------------------------ */
 
 static void bench_hash(unsigned rounds)
 {
@@ -334,7 +334,7 @@ static void bench_hash(unsigned rounds)
     close_group();
 }
 
-/* --- a boot trace ---------------------------------------------------------- */
+/* --- a boot trace ------------------------------------------------------- */
 
 static DedupTracker tracker;
 static DedupCounters counters;

@@ -21,6 +21,7 @@
 #include "block/dedup-share/engine.h"
 #include "block/dedup-share/holders.h"
 #include "block/dedup-share/reclaim.h"
+#include "fuzz.h"
 
 #define NFRAMES 96
 #define NBLOCKS 160
@@ -417,8 +418,6 @@ static void init(void)
     atexit(remove_root);
 }
 
-/* libFuzzer has no header for it. */
-int LLVMFuzzerTestOneInput(const uint8_t *, size_t);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     Input in = { .data = data, .size = size };

@@ -302,7 +302,7 @@ static void test_qcow2(void)
     close_all(b, 4);
 }
 
-/* --- full copies ----------------------------------------------------------- */
+/* --- full copies -------------------------------------------------------- */
 
 static uint64_t frames_of(BlockBackend *blk)
 {
@@ -351,7 +351,7 @@ static void test_full_copies(void)
     close_all(b, 2);
 }
 
-/* --- identity --------------------------------------------------------------- */
+/* --- identity ----------------------------------------------------------- */
 
 static void expect_key(const char *file, DedupLayerKey want,
                        char key[DEDUP_LAYER_KEY_SIZE])
@@ -371,8 +371,8 @@ static void test_identity(void)
 
     make_bytes(bytes, 10);
     make_file("a", bytes);
-    run("ln %s %s && mkdir %s/bound && mount --bind %s %s/bound", a, b, mnt, mnt,
-        mnt);
+    run("ln %s %s && mkdir %s/bound && mount --bind %s %s/bound", a, b, mnt,
+        mnt, mnt);
     settle();
     expect_key(a, DEDUP_KEY_SHARED, key);
     expect_key(b, DEDUP_KEY_SHARED, other);
