@@ -6,10 +6,12 @@
  * Runs what scripts/bench asks for and prints figures, "NAME VALUE..." a line;
  * that script says what they mean.  No frames are filled but by "replay".
  *
- *   lookup FRAMES OPS [others]
+ *   lookup FRAMES OPS
  *       ns of a look-up of a random block: ours, in the block map and the frame
- *       table; others: of GLib's hash table and QEMU's qht with as many entries
- *   scale FRAMES OPS
+ *       table, of GLib's hash table and of QEMU's qht with as many entries
+ *   sizes SMALL LARGE OPS
+ *       ns of a look-up of ours, among so many frames and among so many
+ *   scale FRAMES MS
  *       look-ups a second of one process, and of two at once together
  *   bytes FRAMES MEMBERS
  *       bytes of the index and of who holds what, and of a full block map
@@ -68,35 +70,53 @@ static const DedupRamOps ram_ops = {
     .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
 };
 
-static void open_group(uint32_t frames, uint64_t blocks)
+static void init(void)
 {
-    DedupGroupConfig config = {
-        .name = "bench", .store = DEDUP_SHARE_STORE_LINUX, .has_size = true,
-        .size = (uint64_t)frames * PAGE,
-    };
-    DedupMapLayer layer = { .key = "layer", .nblocks = blocks };
-
     qemu_init_main_loop(&error_fatal);
     bdrv_init();
     dedup_store_register(&dedup_linux_store_ops);
     dedup_given_set_ram(&ram_ops);
     root = g_strdup("/dev/shm/dedup-bench-XXXXXX");
     g_assert(g_mkdtemp(root));
-    config.root = root;
-    group = dedup_group_get(&config, &error_fatal);
-    map = dedup_map_open(&group->index, group->dir.fd, &layer, &error_fatal);
+}
+
+static void finish(void)
+{
+    rmdir(root);
+    g_free(root);
+}
+
+static DedupGroup *join_group(const char *name, uint32_t frames)
+{
+    DedupGroupConfig config = {
+        .name = name, .root = root, .store = DEDUP_SHARE_STORE_LINUX,
+        .has_size = true, .size = (uint64_t)frames * PAGE,
+    };
+
+    return dedup_group_get(&config, &error_fatal);
+}
+
+static DedupMap *open_map(DedupGroup *g, uint64_t blocks)
+{
+    DedupMapLayer layer = { .key = "layer", .nblocks = blocks };
+
+    return dedup_map_open(&g->index, g->dir.fd, &layer, &error_fatal);
+}
+
+static void open_group(uint32_t frames, uint64_t blocks)
+{
+    group = join_group("bench", frames);
+    map = open_map(group, blocks);
 }
 
 static void close_group(void)
 {
     dedup_map_close(map);
     dedup_group_put(group);
-    rmdir(root);
-    g_free(root);
 }
 
 /* Every block has a frame, whose digest is made up. */
-static void fill_index(uint32_t n)
+static void fill_index(DedupMap *m, uint32_t n)
 {
     uint32_t i;
 
@@ -106,10 +126,10 @@ static void fill_index(uint32_t n)
         };
         uint32_t slot;
 
-        g_assert(dedup_map_back(map, i));
-        g_assert_cmpint(dedup_index_alloc(&group->index, &slot, 1), ==, 1);
-        dedup_map_record(map, i, (DedupFrameId) { 0 },
-                         dedup_index_seal(&group->index, slot, 0, &d));
+        g_assert(dedup_map_back(m, i));
+        g_assert_cmpint(dedup_index_alloc(m->index, &slot, 1), ==, 1);
+        dedup_map_record(m, i, (DedupFrameId) { 0 },
+                         dedup_index_seal(m->index, slot, 0, &d));
     }
 }
 
@@ -126,14 +146,14 @@ static uint32_t *random_blocks(uint32_t n, uint32_t ops)
 
 /* --- look-ups ----------------------------------------------------------- */
 
-static double time_ours(const uint32_t *where, uint32_t ops)
+static double time_ours(DedupMap *m, const uint32_t *where, uint32_t ops)
 {
     uint64_t start = now(), word;
     uint32_t i;
 
     for (i = 0; i < ops; i++) {
-        g_assert(dedup_index_get(&group->index,
-                                 dedup_map_lookup(map, where[i]), &word));
+        g_assert(dedup_index_get(m->index, dedup_map_lookup(m, where[i]),
+                                 &word));
     }
     return (double)(now() - start) / ops;
 }
@@ -192,74 +212,135 @@ static double time_qht(const Entry *entries, uint32_t n, const uint32_t *where,
     return (double)start / ops;
 }
 
-static void bench_lookup(uint32_t n, uint32_t ops, bool others)
+static void bench_lookup(uint32_t n, uint32_t ops)
 {
     g_autofree uint32_t *where = random_blocks(n, ops);
-    g_autofree Entry *entries = NULL;
+    g_autofree Entry *entries = g_new0(Entry, n);
     uint32_t i;
     int round;
 
     open_group(n, n);
-    fill_index(n);
-    time_ours(where, ops);                      /* all is touched once */
-    if (others) {
-        entries = g_new0(Entry, n);
-        for (i = 0; i < n; i++) {
-            entries[i].block = i;
-        }
+    fill_index(map, n);
+    time_ours(map, where, ops);                 /* all is touched once */
+    for (i = 0; i < n; i++) {
+        entries[i].block = i;
     }
     for (round = 0; round < 5; round++) {
-        printf("ours %.2f\n", time_ours(where, ops));
-        if (others) {
-            printf("ghash %.2f\n", time_ghash(entries, n, where, ops));
-            printf("qht %.2f\n", time_qht(entries, n, where, ops));
-        }
+        printf("ours %.2f\n", time_ours(map, where, ops));
+        printf("ghash %.2f\n", time_ghash(entries, n, where, ops));
+        printf("qht %.2f\n", time_qht(entries, n, where, ops));
     }
     close_group();
 }
 
-/* Look-ups a second of @n processes, together. */
-static double run_processes(unsigned n, const uint32_t *where, uint32_t ops)
+/* Both are there at once, and take turns: what else the host does is fair. */
+static void bench_sizes(uint32_t small, uint32_t large, uint32_t ops)
 {
-    double *ns = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
-                      MAP_SHARED | MAP_ANONYMOUS, -1, 0), sum = 0;
-    unsigned i;
-    int go[2];
+    static const char *const names[] = { "small", "large" };
+    const uint32_t n[] = { small, large };
+    DedupGroup *groups[2];
+    DedupMap *maps[2];
+    uint32_t *where[2];
+    int i, round;
+
+    for (i = 0; i < 2; i++) {
+        groups[i] = join_group(names[i], n[i]);
+        maps[i] = open_map(groups[i], n[i]);
+        fill_index(maps[i], n[i]);
+        where[i] = random_blocks(n[i], ops);
+    }
+    for (round = 0; round < 5; round++) {
+        for (i = 0; i < 2; i++) {
+            /* what the other has put out of the caches comes back */
+            time_ours(maps[i], where[i], ops);
+            printf("%s %.2f\n", names[i], time_ours(maps[i], where[i], ops));
+        }
+    }
+    for (i = 0; i < 2; i++) {
+        g_free(where[i]);
+        dedup_map_close(maps[i]);
+        dedup_group_put(groups[i]);
+    }
+}
+
+/* --- several processes -------------------------------------------------- */
+
+#define RACERS 2
+#define SLICE 4096              /* look-ups between two looks at the clock */
+#define PLACES (4 * MiB)        /* where to look, a multiple of that */
+
+/* The children and their parent share this. */
+typedef struct Race {
+    uint64_t until;             /* set before they start */
+    uint64_t done[RACERS];
+} Race;
+
+static void racer(Race *race, unsigned i, const uint32_t *where, int ready,
+                  int go)
+{
+    uint64_t done = 0;
     char c;
 
-    g_assert(!pipe(go));
+    time_ours(map, where, PLACES);              /* no page faults later */
+    g_assert_cmpint(write(ready, "", 1), ==, 1);
+    close(ready);               /* if another dies the parent sees the end */
+    g_assert_cmpint(read(go, &c, 1), ==, 0);
+    while (now() < race->until) {
+        time_ours(map, where + done % PLACES, SLICE);
+        done += SLICE;
+    }
+    race->done[i] = done;
+    _exit(0);
+}
+
+/*
+ * Look-ups a second of @n processes, together.  They all end at one time: one
+ * that is left alone would be faster than both are together.
+ */
+static double run_processes(unsigned n, const uint32_t *where, uint64_t ns)
+{
+    Race *race = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int ready[2], go[2], status;
+    uint64_t sum = 0;
+    unsigned i;
+    char c;
+
+    g_assert(race != MAP_FAILED && !pipe(ready) && !pipe(go));
     for (i = 0; i < n; i++) {
         if (!fork()) {
             close(go[1]);
-            time_ours(where, ops / 10);
-            g_assert(read(go[0], &c, 1) == 0);
-            ns[i] = time_ours(where, ops);
-            _exit(0);
+            racer(race, i, where, ready[1], go[0]);
         }
     }
+    close(ready[1]);
     close(go[0]);
-    g_usleep(200000);           /* all have touched it, and wait */
+    for (i = 0; i < n; i++) {
+        g_assert_cmpint(read(ready[0], &c, 1), ==, 1);
+    }
+    race->until = now() + ns;
     close(go[1]);
-    while (wait(NULL) > 0) {
-        continue;
+    while (wait(&status) > 0) {
+        g_assert_cmpint(status, ==, 0);
     }
     for (i = 0; i < n; i++) {
-        sum += 1e9 / ns[i];
+        sum += race->done[i];
     }
-    munmap(ns, PAGE);
-    return sum;
+    close(ready[0]);
+    munmap(race, PAGE);
+    return sum * 1e9 / ns;
 }
 
-static void bench_scale(uint32_t n, uint32_t ops)
+static void bench_scale(uint32_t n, uint32_t ms)
 {
-    g_autofree uint32_t *where = random_blocks(n, ops);
+    g_autofree uint32_t *where = random_blocks(n, PLACES);
     int round;
 
     open_group(n, n);
-    fill_index(n);
-    for (round = 0; round < 5; round++) {
-        printf("one %.0f\n", run_processes(1, where, ops));
-        printf("two %.0f\n", run_processes(2, where, ops));
+    fill_index(map, n);
+    for (round = 0; round < 7; round++) {
+        printf("one %.0f\n", run_processes(1, where, ms * 1000000ULL));
+        printf("two %.0f\n", run_processes(RACERS, where, ms * 1000000ULL));
     }
     close_group();
 }
@@ -291,7 +372,7 @@ static void bench_bytes(uint32_t n, unsigned members)
     unsigned i;
 
     open_group(n, n);
-    fill_index(n);
+    fill_index(map, n);
     for (i = 1; i < members; i++) {
         dedup_holders_open(&others[i], group->dir.fd, n, true, false,
                            &error_fatal);
@@ -310,13 +391,14 @@ static void bench_bytes(uint32_t n, unsigned members)
 static void bench_hash(unsigned rounds)
 {
     const size_t size = 64 * MiB;
-    g_autofree uint8_t *buf = g_malloc(size), *to = g_malloc0(size);
+    g_autofree uint8_t *buf = g_malloc(size), *to = g_malloc(size);
     uint64_t sum = 0, start;
     size_t i;
 
-    for (i = 0; i < size; i++) {
-        buf[i] = g_random_int();
+    for (i = 0; i < size; i += sizeof(uint32_t)) {
+        *(uint32_t *)(buf + i) = g_random_int();
     }
+    memset(to, 1, size);        /* no page faults in the first round */
     open_group(64, 64);
     for (; rounds; rounds--) {
         start = now();
@@ -487,8 +569,9 @@ static void bench_replay(const char *path, unsigned guests, unsigned percent)
             stat64_set(&group->full_until, 0);
         }
     }
-    printf("reads %u\nblocks %u\nours %" PRIu64 "\nlru %u\n", all->len, distinct,
-           stat64_get(&counters.hits), ideal_lru(all, frames));
+    printf("reads %u\nblocks %u\n", all->len, distinct);
+    printf("ours %" PRIu64 "\nlru %u\n", stat64_get(&counters.hits),
+           ideal_lru(all, frames));
     dedup_tracker_destroy(&tracker);
     close_group();
 }
@@ -501,13 +584,14 @@ static uint64_t number(const char *text)
     return n;
 }
 
-int main(int argc, char **argv)
+static bool run_mode(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "";
 
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    if (argc >= 4 && !strcmp(mode, "lookup")) {
-        bench_lookup(number(argv[2]), number(argv[3]), argc > 4);
+    if (argc == 4 && !strcmp(mode, "lookup")) {
+        bench_lookup(number(argv[2]), number(argv[3]));
+    } else if (argc == 5 && !strcmp(mode, "sizes")) {
+        bench_sizes(number(argv[2]), number(argv[3]), number(argv[4]));
     } else if (argc == 4 && !strcmp(mode, "scale")) {
         bench_scale(number(argv[2]), number(argv[3]));
     } else if (argc == 4 && !strcmp(mode, "bytes")) {
@@ -519,8 +603,21 @@ int main(int argc, char **argv)
                                     &error_fatal);
         bench_replay(argv[2], number(argv[3]), number(argv[4]));
     } else {
-        fprintf(stderr, "see the head of dedup-share-index-bench.c\n");
-        return 1;
+        return false;
     }
-    return 0;
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    bool known;
+
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    init();
+    known = run_mode(argc, argv);
+    finish();
+    if (!known) {
+        fprintf(stderr, "see the head of dedup-share-index-bench.c\n");
+    }
+    return !known;
 }
