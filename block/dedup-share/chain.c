@@ -104,18 +104,41 @@ typedef struct LayerFile {
     const char *why;            /* it has no key, or takes no part */
 } LayerFile;
 
+/* Nodes whose name leads to the file @st. */
+static unsigned GRAPH_RDLOCK count_nodes(const struct stat *st)
+{
+    BlockDriverState *bs = NULL;
+    struct stat other;
+    unsigned n = 0;
+
+    while ((bs = bdrv_next_all_states(bs))) {
+        n += bs->drv && (!strcmp(bs->drv->format_name, "file") ||
+                         is_device(bs)) &&
+             !stat(bs->filename, &other) && other.st_dev == st->st_dev &&
+             other.st_ino == st->st_ino;
+    }
+    return n;
+}
+
 static void GRAPH_RDLOCK layer_stat(BlockDriverState *p, LayerFile *f)
 {
     BlockDriverState *file = layer_file(p);
     g_autofree char *path = file ? realpath(file->filename, NULL) : NULL;
+    unsigned nodes;
 
     *f = (LayerFile) { 0 };
     if (!path || stat(path, &f->st) < 0) {
         f->why = "its data is not all of a local file, read as raw or qcow2";
         return;
     }
+    nodes = MAX(count_nodes(&f->st), 1);
+    if (!dedup_layer_is_open(&f->st, nodes)) {
+        f->why = "its file was replaced after it was opened";
+        return;
+    }
     f->path = g_steal_pointer(&path);
-    f->has_key = dedup_layer_key(f->path, layer_format(p), f->key, &f->why);
+    f->has_key = dedup_layer_key(f->path, layer_format(p), nodes, f->key,
+                                 &f->why);
 }
 
 /* The layer is not written to: it has a map by its key, or none. */

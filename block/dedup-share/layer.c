@@ -14,20 +14,19 @@
  * Has this process the file @st open?  The block layer opened it by its
  * path; what the path leads to now may be another file.
  */
-static bool is_open(const struct stat *st)
+bool dedup_layer_is_open(const struct stat *st, unsigned nodes)
 {
     g_autoptr(GDir) d = g_dir_open("/proc/self/fd", 0, NULL);
     const char *name;
+    unsigned n = 0;
 
     while (d && (name = g_dir_read_name(d))) {
         struct stat fd_st;
 
-        if (!fstat(atoi(name), &fd_st) && fd_st.st_dev == st->st_dev &&
-            fd_st.st_ino == st->st_ino) {
-            return true;
-        }
+        n += !fstat(atoi(name), &fd_st) && fd_st.st_dev == st->st_dev &&
+             fd_st.st_ino == st->st_ino;
     }
-    return false;
+    return n >= nodes;
 }
 
 /* Changed less than a second ago, or, by a wrong clock, not yet? */
@@ -75,12 +74,12 @@ static const char *doubt(const char *path, const struct stat *st)
 }
 
 /* Why it may change while it is open, or NULL. */
-static const char *unrest(const struct stat *st, bool open)
+static const char *unrest(const struct stat *st, unsigned nodes)
 {
     if (!S_ISREG(st->st_mode)) {
         return "it is not a regular file";
     }
-    if (open && !is_open(st)) {
+    if (!dedup_layer_is_open(st, nodes)) {
         return "its file was replaced after it was opened";
     }
     if (is_fresh(st)) {
@@ -105,8 +104,8 @@ static void make_key(const struct stat *st, const char *format,
     pstrcpy(key, DEDUP_LAYER_KEY_SIZE, sum);
 }
 
-static DedupLayerKey find_key(const char *path, const char *format, bool open,
-                              char key[DEDUP_LAYER_KEY_SIZE],
+DedupLayerKey dedup_layer_key(const char *path, const char *format,
+                              unsigned nodes, char key[DEDUP_LAYER_KEY_SIZE],
                               const char **why)
 {
     struct stat st;
@@ -115,7 +114,7 @@ static DedupLayerKey find_key(const char *path, const char *format, bool open,
         *why = "its file cannot be found by its name";
         return DEDUP_KEY_NONE;
     }
-    *why = unrest(&st, open);
+    *why = unrest(&st, nodes);
     if (*why) {
         return DEDUP_KEY_NONE;
     }
@@ -127,16 +126,9 @@ static DedupLayerKey find_key(const char *path, const char *format, bool open,
     return DEDUP_KEY_SHARED;
 }
 
-DedupLayerKey dedup_layer_key(const char *path, const char *format,
-                              char key[DEDUP_LAYER_KEY_SIZE],
-                              const char **why)
-{
-    return find_key(path, format, true, key, why);
-}
-
 DedupLayerKey dedup_layer_key_of_path(const char *path, const char *format,
                                       char key[DEDUP_LAYER_KEY_SIZE],
                                       const char **why)
 {
-    return find_key(path, format, false, key, why);
+    return dedup_layer_key(path, format, 0, key, why);
 }

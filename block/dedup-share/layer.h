@@ -19,7 +19,9 @@ typedef enum DedupLayerKey {
 /*
  * The key of an image that nobody may write to: two images have the same
  * key only if they are the same file, with the same content, read in the
- * same @format.  @path is what this process has opened it by.
+ * same @format.  @path is what this process has opened it by, by @nodes nodes:
+ * so many have to have it open, as one that was opened before the file was
+ * replaced under its name has another.
  *
  * In doubt there is no key, and *why says what was doubtful (a static string).
  *
@@ -35,8 +37,11 @@ typedef enum DedupLayerKey {
  * The last two are no reason why the file should change while it is open.
  */
 DedupLayerKey dedup_layer_key(const char *path, const char *format,
-                              char key[DEDUP_LAYER_KEY_SIZE],
+                              unsigned nodes, char key[DEDUP_LAYER_KEY_SIZE],
                               const char **why);
+
+/* Has this process the file @st open so many times? */
+bool dedup_layer_is_open(const struct stat *st, unsigned nodes);
 
 /* The same for a file that this process need not have open. */
 DedupLayerKey dedup_layer_key_of_path(const char *path, const char *format,

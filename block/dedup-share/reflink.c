@@ -373,7 +373,7 @@ static bool is_same_still(Finder *f)
     if (extents) {
         g_array_free(extents, true);
     }
-    return same && dedup_layer_key(f->layer->path, f->format, key, &why) ==
+    return same && dedup_layer_key(f->layer->path, f->format, 1, key, &why) ==
                    DEDUP_KEY_SHARED && !strcmp(key, f->layer->key);
 }
 

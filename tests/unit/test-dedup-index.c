@@ -710,22 +710,22 @@ static void test_layer_keys(void)
     link_name = sub("link");
     g_assert_true(g_file_set_contents(a, "0123", 4, NULL));
     fd = open(a, O_RDWR);
-    g_assert_cmpint(dedup_layer_key(a, "raw", key, &why), ==,
+    g_assert_cmpint(dedup_layer_key(a, "raw", 1, key, &why), ==,
                     DEDUP_KEY_NONE);
     g_assert_nonnull(strstr(why, "within the last second"));
     settle();
-    g_assert_cmpint(dedup_layer_key(a, "raw", key, &why), ==,
+    g_assert_cmpint(dedup_layer_key(a, "raw", 1, key, &why), ==,
                     DEDUP_KEY_SHARED);
-    g_assert_cmpint(dedup_layer_key(a, "qcow2", other, &why), ==,
+    g_assert_cmpint(dedup_layer_key(a, "qcow2", 1, other, &why), ==,
                     DEDUP_KEY_SHARED);
     g_assert_cmpstr(key, !=, other);
 
     /* two names of one file; a link changes the change time, too */
     g_assert_cmpint(link(a, link_name), ==, 0);
     settle();
-    g_assert_cmpint(dedup_layer_key(a, "raw", key, &why), ==,
+    g_assert_cmpint(dedup_layer_key(a, "raw", 1, key, &why), ==,
                     DEDUP_KEY_SHARED);
-    g_assert_cmpint(dedup_layer_key(link_name, "raw", other, &why), ==,
+    g_assert_cmpint(dedup_layer_key(link_name, "raw", 1, other, &why), ==,
                     DEDUP_KEY_SHARED);
     g_assert_cmpstr(key, ==, other);
 
@@ -736,7 +736,7 @@ static void test_layer_keys(void)
     struct timespec times[2] = { st.st_atim, st.st_mtim };
     g_assert_cmpint(futimens(fd, times), ==, 0);
     settle();
-    g_assert_cmpint(dedup_layer_key(a, "raw", other, &why), ==,
+    g_assert_cmpint(dedup_layer_key(a, "raw", 1, other, &why), ==,
                     DEDUP_KEY_SHARED);
     g_assert_cmpstr(key, !=, other);
 
@@ -744,13 +744,13 @@ static void test_layer_keys(void)
     g_assert_true(g_file_set_contents(b, "0123", 4, NULL));
     g_assert_cmpint(rename(b, a), ==, 0);
     settle();
-    g_assert_cmpint(dedup_layer_key(a, "raw", other, &why), ==,
+    g_assert_cmpint(dedup_layer_key(a, "raw", 1, other, &why), ==,
                     DEDUP_KEY_NONE);
     g_assert_nonnull(strstr(why, "replaced"));
     close(fd);
-    g_assert_cmpint(dedup_layer_key(root, "raw", other, &why), ==,
+    g_assert_cmpint(dedup_layer_key(root, "raw", 1, other, &why), ==,
                     DEDUP_KEY_NONE);
-    g_assert_cmpint(dedup_layer_key("/no/such/file", "raw", other, &why), ==,
+    g_assert_cmpint(dedup_layer_key("/no/such/file", "raw", 1, other, &why), ==,
                     DEDUP_KEY_NONE);
 
     g_assert_cmpint(strlen(key), ==, DEDUP_LAYER_KEY_SIZE - 1);

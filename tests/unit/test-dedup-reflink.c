@@ -361,6 +361,35 @@ static void expect_key(const char *file, DedupLayerKey want,
     g_assert_cmpint(dedup_layer_key_of_path(file, "raw", key, &why), ==, want);
 }
 
+/* A file is replaced, and both are open: neither is taken for the other. */
+static void test_replaced(void)
+{
+    g_autofree uint8_t *bytes = g_malloc(SIZE);
+    g_autofree uint8_t *others = g_malloc(SIZE);
+    BlockBackend *b[3];
+    int write;
+
+    make_bytes(bytes, 11);
+    make_bytes(others, 12);
+    for (write = 0; write < 2; write++) {
+        make_file("a", bytes);
+        settle();
+        b[0] = open_raw("a", write);
+        read_all(b[0], bytes);
+        make_file("new", others);
+        run("mv %s/new %s/a", mnt, mnt);
+        settle();
+        b[1] = open_raw("a", write);
+        read_all(b[1], others);
+        make_file("b", bytes);
+        b[2] = open_raw("b", false);            /* a drained section for all */
+        read_all(b[2], bytes);
+        read_all(b[0], bytes);
+        read_all(b[1], others);
+        close_all(b, 3);
+    }
+}
+
 /* One file by several names; others that look the same. */
 static void test_identity(void)
 {
@@ -634,5 +663,6 @@ int main(int argc, char **argv)
     }
     add("ext4", "coarse", test_coarse);
     add("tmpfs", "full-copies", test_full_copies);
+    add("tmpfs", "replaced", test_replaced);
     return g_test_run();
 }
