@@ -26,6 +26,8 @@ def read_all(guest, gfn):
 def run(lab):
     one = lab.tiny("g1", [CopyDisk(BLOCKS)])
     two = lab.tiny("g2", [CopyDisk(BLOCKS)])
+    for guest in (one, two):    # else copied only when it starts
+        guest.disks[0].prepare(guest.name, 1)
     time.sleep(1.1)             # until the copies have keys
     lab.start_all(one, two)
     check_copies(lab, one, two)

@@ -24,6 +24,7 @@ def run(lab):
     three.expect_blocks(GFNS, 500, "while all frames are in use")
     lab.equal(change.of("blocks-given", "frames-evicted"), (0, 0),
               "nothing is evicted that a guest uses")
+    one.expect_blocks(GFNS, 100, "the first guest's pages, under pressure")
     lab.equal(one.shared(), FRAMES, "pages of the first guest still shared")
 
     one.destroy()
