@@ -177,6 +177,8 @@ TESTS = [
      "                  'test-dedup-engine': [testblock],\n"
      "                  'test-dedup-linux': [testblock],\n"
      "                  'test-dedup-reflink': [testblock]} : {}\n"),
+    ('tests/unit/meson.build', 'after', r"^slow_tests = \{\n",
+     "  'test-dedup-reflink': 240,\n"),
     ('tests/qtest/meson.build', 'before', r"^qtest_executables = \{\}\n",
      "qtests_x86_64 += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
      "['dedup-share-test', 'dedup-share-linux-test',\n"
