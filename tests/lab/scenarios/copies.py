@@ -50,12 +50,18 @@ def check_copies(lab, one, two):
 
 
 def check_zeroes(lab, one, two):
-    for guest in (one, two):
+    """They are found to be zeroes, and then known to be."""
+    gfns = range(B, B + 8)
+    for guest, filled in ((one, 8 * PAGE), (one, 0), (two, 8 * PAGE), (two, 0)):
+        for gfn in gfns:
+            guest.fill(gfn, gfn)
         change = Change(guest)
-        guest.read_pages(BLOCKS, range(B, B + 8))
-        guest.expect(range(B, B + 8), [bytes(PAGE)] * 8, "zeroes")
+        guest.read_pages(BLOCKS, gfns)
+        guest.expect(gfns, [bytes(PAGE)] * 8, "zeroes")
         lab.equal(change.of("zeroes", "blocks-given", "frames"), (8, 0, 0),
                   "zeroes are counted, and not shared")
+        lab.equal(change.of("bytes-filled", "bytes-passed"), (filled, 0),
+                  "they are read once")
 
 
 def check_rewritten(lab, one, two):

@@ -34,6 +34,7 @@ def run(lab):
     three.expect_blocks(GFNS, 500, "in place of what nobody uses")
     lab.equal(change.of("blocks-given", "frames-evicted"),
               (FRAMES - 16, FRAMES - 16), "idle frames make room")
+    lab.equal(three.shared(), FRAMES - 16, "pages that share them")
     two.expect_blocks(range(A, A + 16), 100, "the second guest's pages")
     lab.equal(two.shared(), 16, "and they are still shared")
     two.read_pages(100, GFNS)

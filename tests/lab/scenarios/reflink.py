@@ -52,7 +52,11 @@ def check(lab, disk_bytes):
     one, two = (lab.tiny(f"g{i}", [FileDisk(path)])
                 for i, path in enumerate((a, b), 1))
     lab.start_all(one, two)
+    lab.drop_caches()
+    before = disk_bytes()
     one.expect_blocks(read_all(one), FIRST, "of the first copy")
+    lab.check(disk_bytes() - before >= COUNT * PAGE,
+              "the first's blocks are read from the disk")
 
     lab.drop_caches()
     before, change = disk_bytes(), Change(two)
@@ -64,7 +68,11 @@ def check(lab, disk_bytes):
     lab.show(f"reflink copies: {shared} of {COUNT} pages shared, "
              f"{shared / COUNT:.4f}, 0 bytes read")
     lab.check(shared >= 0.99 * COUNT, "both guests hold one frame a block")
+    check_changed(lab, a, one, two)
 
+
+def check_changed(lab, a, one, two):
+    """A block of the first copy is changed when no guest has it open."""
     one.destroy()
     with open(a, "r+b") as f:
         f.seek(CHANGED * PAGE)
