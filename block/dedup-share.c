@@ -411,6 +411,9 @@ static int GRAPH_RDLOCK dedup_share_inactivate(BlockDriverState *bs)
     BDRVDedupShareState *s = bs->opaque;
 
     qatomic_set(&s->inactive, true);
+    if (s->nlayers && s->layers[0].own) {
+        dedup_own_change(s->layers[0].own, 0, INT64_MAX);
+    }
     return 0;
 }
 
@@ -584,7 +587,6 @@ static void rejoin(BlockDriverState *bs)
     DedupGroup *old = s->group;
     Error *err = NULL;
 
-    bdrv_drained_begin(bs);
     dedup_layers_drop(s);
     g_free(s->reason);
     if (!start(&s->opts, &s->group, &s->reason, &err)) {
@@ -592,22 +594,44 @@ static void rejoin(BlockDriverState *bs)
         warn_reportf_err(err, "dedup-share: nothing will be shared: ");
     }
     dedup_group_put(old);
-    bdrv_drained_end(bs);
 }
 
+static bool is_damaged(BlockDriverState *bs)
+{
+    BDRVDedupShareState *s = bs->opaque;
+
+    return dedup_share_is(bs) && s->group && !s->reopen &&
+           dedup_index_is_damaged(&s->group->index);
+}
+
+/* Draining runs the main loop: nodes come and go meanwhile, and so may this. */
 static void group_damaged(DedupGroup *group)
 {
-    BlockDriverState *bs = NULL;
+    static bool running;
+    BlockDriverState *bs;
+    GSList *nodes = NULL, *n;
 
-    while ((bs = bdrv_next_all_states(bs))) {
-        BDRVDedupShareState *s = bs->opaque;
-
-        if (dedup_share_is(bs) && s->group == group) {
-            if (!s->reopen) {
-                rejoin(bs);
-            }
+    if (running) {
+        return;                 /* the thread asks again */
+    }
+    running = true;
+    for (bs = NULL; (bs = bdrv_next_all_states(bs)); ) {
+        if (is_damaged(bs)) {
+            bdrv_ref(bs);
+            nodes = g_slist_prepend(nodes, bs);
         }
     }
+    for (n = nodes; n; n = n->next) {
+        bs = n->data;
+        bdrv_drained_begin(bs);
+        if (bs->drv && is_damaged(bs)) {
+            rejoin(bs);
+        }
+        bdrv_drained_end(bs);
+        bdrv_unref(bs);
+    }
+    g_slist_free(nodes);
+    running = false;
 }
 
 /* What the node has done, for QMP; see stats.h. */

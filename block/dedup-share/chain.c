@@ -148,7 +148,7 @@ static void layer_add_keyed(BDRVDedupShareState *s, DedupLayer *l,
     DedupGroup *g = s->group;
     DedupMapLayer layer = {
         .key = f->key, .nblocks = layer_blocks(p), .dev = f->st.st_dev,
-        .path = f->path,
+        .ino = f->st.st_ino, .path = f->path,
     };
     Error *err = NULL;
 
@@ -183,7 +183,7 @@ static void GRAPH_RDLOCK layer_add_own(BDRVDedupShareState *s, DedupLayer *l,
     DedupGroup *g = s->group;
     DedupMapLayer layer = {
         .key = f->key, .nblocks = layer_blocks(p), .dev = f->st.st_dev,
-        .path = f->path, .writer = true,
+        .ino = f->st.st_ino, .path = f->path, .writer = true,
     };
     DedupOwnId id = {
         .dev = S_ISBLK(f->st.st_mode) ? f->st.st_rdev : f->st.st_dev,
@@ -195,7 +195,9 @@ static void GRAPH_RDLOCK layer_add_own(BDRVDedupShareState *s, DedupLayer *l,
     DedupMap *keyed = NULL;
 
     pstrcpy(id.format, sizeof(id.format), layer_format(p));
-    if (f->has_key == DEDUP_KEY_SHARED && dedup_alias_possible(f->path)) {
+    /* what a qcow2 image has written may not be in its file yet */
+    if (f->has_key == DEDUP_KEY_SHARED && !strcmp(id.format, "raw") &&
+        dedup_alias_possible(&layer)) {
         keyed = dedup_map_open(&g->index, g->dir.fd, &layer, NULL);
     }
     if (keyed) {

@@ -276,7 +276,7 @@ static void record(DedupRead *r, Missed *m, DedupFrameId id)
         b->id = id;
         b->word = m->word;
         if (m->kind == ZEROES) {
-            place_zeroes(r, b);
+            b->result = DEDUP_ZEROES;   /* put there when writes may go on */
         }
         return;
     }

@@ -9,7 +9,9 @@
 #include "qemu/osdep.h"
 #include <linux/fiemap.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <sys/ioctl.h>
+#include <sys/vfs.h>
 #include "extents.h"
 
 /* Extents that are asked for at once. */
@@ -85,14 +87,31 @@ static bool get_some(int fd, struct fiemap *fm, GArray *all, uint64_t *from,
     return true;
 }
 
-GArray *dedup_extents_get(const char *path)
+/* Is it the file that is meant, on a file system whose places are unique? */
+static bool is_usable(int fd, uint64_t dev, uint64_t ino)
+{
+    struct fsxattr attr;
+    struct statfs fs;
+    struct stat st;
+
+    if (fstat(fd, &st) < 0 || st.st_dev != dev || st.st_ino != ino ||
+        fstatfs(fd, &fs) < 0) {
+        return false;
+    }
+    return fs.f_type == BTRFS_SUPER_MAGIC ||
+           (fs.f_type == XFS_SUPER_MAGIC &&
+            !ioctl(fd, FS_IOC_FSGETXATTR, &attr) &&
+            !(attr.fsx_xflags & FS_XFLAG_REALTIME));
+}
+
+GArray *dedup_extents_get(const char *path, uint64_t dev, uint64_t ino)
 {
     g_autofree struct fiemap *fm = g_malloc(sizeof(*fm) + BATCH *
                                             sizeof(struct fiemap_extent));
     GArray *all = g_array_new(false, false, sizeof(DedupExtent));
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     uint64_t from = 0;
-    bool ok = fd >= 0;
+    bool ok = fd >= 0 && is_usable(fd, dev, ino);
 
     while (ok && get_some(fd, fm, all, &from, &ok)) {
         /* the next ones */

@@ -22,7 +22,7 @@ typedef struct DedupExtent {
  * zeroes.  An array of DedupExtent, the caller's; NULL if the file system
  * cannot tell.
  */
-GArray *dedup_extents_get(const char *path);
+GArray *dedup_extents_get(const char *path, uint64_t dev, uint64_t ino);
 
 bool dedup_extents_equal(const GArray *a, const GArray *b);
 

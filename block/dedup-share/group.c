@@ -204,6 +204,8 @@ static DedupGroup *group_join(const DedupGroupConfig *config, Error **errp)
         !group_enter(g, create, errp)) {
         if (alone) {
             dedup_dir_remove(&g->dir);
+        } else if (create) {
+            dedup_dir_empty(&g->dir);   /* who comes next begins anew, too */
         }
         dedup_dir_close(&g->dir);
         goto fail;

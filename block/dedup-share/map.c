@@ -186,6 +186,7 @@ DedupMap *dedup_map_open(DedupIndex *index, int dirfd,
     hdr->version = DEDUP_INDEX_VERSION;
     hdr->nblocks = layer->nblocks;
     hdr->dev = layer->dev;
+    hdr->ino = layer->ino;
     hdr->made = g_get_real_time();
     pstrcpy(hdr->key, sizeof(hdr->key), layer->key);
     if (layer->path && strlen(layer->path) < sizeof(hdr->path)) {

@@ -39,6 +39,7 @@ typedef struct DedupMapHeader {
     uint64_t nblocks;
     char key[72];               /* the layer, as in the file's name */
     uint64_t dev;               /* of the image's file system */
+    uint64_t ino;               /* the image's there */
     int64_t made;               /* when; us, real time */
     char path[DEDUP_MAP_PATH];  /* the image; empty: not known */
     /* Changing. */
@@ -51,6 +52,7 @@ typedef struct DedupMapLayer {
     const char *key;
     uint64_t nblocks;
     uint64_t dev;               /* 0: no file system of the host's */
+    uint64_t ino;
     const char *path;           /* may be NULL */
     bool writer;                /* we may write to it, and nobody else does */
 } DedupMapLayer;

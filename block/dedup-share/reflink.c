@@ -182,7 +182,7 @@ static gint by_physical(gconstpointer a, gconstpointer b)
 }
 
 /* The extents of @e that can be looked for, by their place on the disk. */
-static GArray *sorted(const GArray *e, bool shared)
+static GArray *sorted(const GArray *e)
 {
     GArray *s = g_array_new(false, false, sizeof(DedupExtent));
     unsigned i;
@@ -190,7 +190,7 @@ static GArray *sorted(const GArray *e, bool shared)
     for (i = 0; i < e->len; i++) {
         DedupExtent x = g_array_index(e, DedupExtent, i);
 
-        if (x.plain && (x.shared || !shared)) {
+        if (x.plain && x.shared) {
             g_array_append_val(s, x);
         }
     }
@@ -204,8 +204,8 @@ static GArray *sorted(const GArray *e, bool shared)
  */
 static void add_raw(Finder *f, DedupMap *map, const GArray *extents)
 {
-    g_autoptr(GArray) mine = sorted(f->extents, true);
-    g_autoptr(GArray) theirs = sorted(extents, false);
+    g_autoptr(GArray) mine = sorted(f->extents);
+    g_autoptr(GArray) theirs = sorted(extents);
     unsigned i, j, from = 0;
 
     for (i = 0; i < mine->len; i++) {
@@ -291,7 +291,7 @@ static void add_supplier(Finder *f, const DedupMapHeader *hdr)
 {
     DedupMapLayer layer = {
         .key = hdr->key, .path = hdr->path, .nblocks = hdr->nblocks,
-        .dev = hdr->dev,
+        .dev = hdr->dev, .ino = hdr->ino,
     };
     unsigned before = f->alias->ranges->len;
     DedupMap *map = dedup_map_open(f->map->index, f->dirfd, &layer, NULL);
@@ -301,7 +301,7 @@ static void add_supplier(Finder *f, const DedupMapHeader *hdr)
         return;
     }
     g_ptr_array_add(f->alias->maps, map);
-    extents = dedup_extents_get(hdr->path);
+    extents = dedup_extents_get(hdr->path, hdr->dev, hdr->ino);
     if (extents) {
         if (!strcmp(f->format, "raw")) {
             add_raw(f, map, extents);
@@ -364,7 +364,8 @@ static bool any_shared(const GArray *extents)
 /* Is the layer what it was when we began? */
 static bool is_same_still(Finder *f)
 {
-    GArray *extents = dedup_extents_get(f->layer->path);
+    GArray *extents = dedup_extents_get(f->layer->path, f->layer->dev,
+                                        f->layer->ino);
     char key[DEDUP_LAYER_KEY_SIZE];
     const char *why;
     /* to write out what others have changed may have unshared blocks */
@@ -377,9 +378,9 @@ static bool is_same_still(Finder *f)
                    DEDUP_KEY_SHARED && !strcmp(key, f->layer->key);
 }
 
-bool dedup_alias_possible(const char *path)
+bool dedup_alias_possible(const DedupMapLayer *layer)
 {
-    GArray *extents = dedup_extents_get(path);
+    GArray *extents = dedup_extents_get(layer->path, layer->dev, layer->ino);
     bool shared = any_shared(extents);
 
     if (extents) {
@@ -393,7 +394,7 @@ DedupAlias *dedup_alias_find(DedupMap *map, int dirfd, const char *dir,
 {
     Finder f = {
         .map = map, .dirfd = dirfd, .layer = layer, .format = format,
-        .extents = dedup_extents_get(layer->path),
+        .extents = dedup_extents_get(layer->path, layer->dev, layer->ino),
     };
 
     if (any_shared(f.extents)) {

@@ -21,9 +21,10 @@
  *   unwritten), as shared; then that A maps the same one, plainly; then again
  *   that B maps it.  A block that is mapped twice is copied when one of the two
  *   is written to: at that moment the bytes are the same;
- * - A's bytes have not changed since it got its key: either it has this key
- *   still; or a process of the group that may write to it lives, and has not
- *   marked the block dirty (map.h), which is looked at after A was.
+ * - A is the file that got the key, by its inode, and A's bytes have not
+ *   changed since: either it has this key still; or a process of the group that
+ *   may write to it lives, and has not marked the block dirty (map.h), which is
+ *   looked at after A was.
  *
  * The blocks of a raw image are where they are in its file.  Those of a qcow2
  * image are not, so there the files have to be the same in all of their
@@ -38,7 +39,7 @@
 typedef struct DedupAlias DedupAlias;
 
 /* Does the file share blocks with any other, as far as can be told? */
-bool dedup_alias_possible(const char *path);
+bool dedup_alias_possible(const DedupMapLayer *layer);
 
 /*
  * Find what the image @layer, whose map is @map, in @format, shares with those

@@ -17,7 +17,9 @@
 #include "block/dedup-share/extents.h"
 #include "block/dedup-share/given.h"
 #include "block/dedup-share/layer.h"
+#include "block/dedup-share/group.h"
 #include "block/dedup-share/linux.h"
+#include "block/dedup-share/map.h"
 #include "block/dedup-share/stats.h"
 #include "system/block-backend.h"
 
@@ -288,8 +290,8 @@ static void test_qcow2(void)
     /* a raw image has its blocks elsewhere */
     b[2] = open_as("b", "raw", false);
     blk_unref(b[2]);
-    b[2] = open_as("c", "qcow2", true);
-    g_assert_cmpint(read_all(b[2], bytes), ==, 0);
+    b[2] = open_as("c", "qcow2", true);         /* by content only */
+    g_assert_cmpint(read_all(b[2], bytes), ==, BLOCKS);
     write_block(b[2], theirs, 100);
     /* the whole cluster is its own from now on */
     g_assert_cmpint(read_all(b[2], theirs), ==, 16);
@@ -456,8 +458,10 @@ static bool overlap(const GArray *x, const GArray *y)
 static GArray *extents_of(const char *name)
 {
     g_autofree char *p = path(name);
+    struct stat st;
 
-    return dedup_extents_get(p);
+    g_assert_cmpint(stat(p, &st), ==, 0);
+    return dedup_extents_get(p, st.st_dev, st.st_ino);
 }
 
 /*
@@ -508,6 +512,69 @@ static void test_reused(void)
     g_assert_cmpint(reused, >, 0);
     b[1] = open_raw("b", false);
     read_all(b[1], others);
+    close_all(b, 2);
+}
+
+/* As the writer would record what it has read; the store has it. */
+static void fill_map(DedupGroup *g, DedupMap *map, const uint8_t *bytes)
+{
+    unsigned i;
+
+    for (i = 0; i < BLOCKS; i++) {
+        DedupDigest d = dedup_digest(&g->index, bytes + i * PAGE);
+        DedupFrameId id;
+
+        g_assert_true(dedup_map_back(map, i));
+        g_assert_true(dedup_hash_find(&g->index, &d, &id));
+        g_assert_true(dedup_map_record(map, i, (DedupFrameId) { 0 }, id));
+    }
+}
+
+/*
+ * The file of a writer that lives, in another process, is replaced under its
+ * name, by a copy of what the next image is a copy of.
+ */
+static void test_writer_replaced(void)
+{
+    g_autofree uint8_t *bytes = g_malloc(SIZE);
+    g_autofree uint8_t *others = g_malloc(SIZE);
+    g_autofree char *a = path("a");
+    char key[DEDUP_LAYER_KEY_SIZE];
+    DedupMapLayer layer = {
+        .key = key, .nblocks = BLOCKS, .path = a, .writer = true,
+    };
+    DedupGroup *g;
+    DedupMap *map;
+    struct stat st;
+    const char *why;
+    BlockBackend *b[2];
+
+    make_bytes(bytes, 13);
+    make_bytes(others, 14);
+    make_file("golden", bytes);
+    copy_file("golden", "a");
+    make_file("golden2", others);
+    copy_file("golden2", "b");
+    settle();
+    b[0] = open_raw("golden", false);           /* the group stays */
+    b[1] = open_raw("a", true);
+    blk_unref(b[1]);
+    g_assert_cmpint(dedup_layer_key_of_path(a, "raw", key, &why), ==,
+                    DEDUP_KEY_SHARED);
+    g_assert_cmpint(stat(a, &st), ==, 0);
+    layer.dev = st.st_dev;
+    layer.ino = st.st_ino;
+    g = dedup_group_find("default");
+    map = dedup_map_open(&g->index, g->dir.fd, &layer, &error_abort);
+    read_all(b[0], bytes);
+    fill_map(g, map, bytes);
+
+    run("mv %s/a %s/old", mnt, mnt);
+    copy_file("golden2", "a");
+    settle();
+    b[1] = open_raw("b", false);
+    read_all(b[1], others);
+    dedup_map_close(map);
     close_all(b, 2);
 }
 
@@ -659,6 +726,7 @@ int main(int argc, char **argv)
         add(types[i], "qcow2", test_qcow2);
         add(types[i], "reused", test_reused);
         add(types[i], "changed", test_changed);
+        add(types[i], "writer-replaced", test_writer_replaced);
         add(types[i], "identity", test_identity);
     }
     add("ext4", "coarse", test_coarse);
