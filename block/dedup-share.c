@@ -605,7 +605,7 @@ static bool is_damaged(BlockDriverState *bs)
 }
 
 /* Draining runs the main loop: nodes come and go meanwhile, and so may this. */
-static void group_damaged(DedupGroup *group)
+static void groups_damaged(void)
 {
     static bool running;
     BlockDriverState *bs;
@@ -688,7 +688,7 @@ static BlockDriver bdrv_dedup_share = {
 static void bdrv_dedup_share_init(void)
 {
     bdrv_register(&bdrv_dedup_share);
-    dedup_group_on_damage(group_damaged);
+    dedup_group_on_damage(groups_damaged);
 }
 
 block_init(bdrv_dedup_share_init);

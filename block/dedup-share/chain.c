@@ -132,13 +132,12 @@ static void GRAPH_RDLOCK layer_stat(BlockDriverState *p, LayerFile *f)
         return;
     }
     nodes = MAX(count_nodes(&f->st), 1);
-    if (!dedup_layer_is_open(&f->st, nodes)) {
-        f->why = "its file was replaced after it was opened";
-        return;
-    }
-    f->path = g_steal_pointer(&path);
-    f->has_key = dedup_layer_key(f->path, layer_format(p), nodes, f->key,
+    f->has_key = dedup_layer_key(path, layer_format(p), nodes, f->key,
                                  &f->why);
+    /* one with a key is open, as it was looked at for that */
+    if (f->has_key != DEDUP_KEY_NONE || dedup_layer_is_open(&f->st, nodes)) {
+        f->path = g_steal_pointer(&path);
+    }
 }
 
 /* The layer is not written to: it has a map by its key, or none. */

@@ -70,9 +70,9 @@ static void reap_store(const uint8_t uuid[16])
 
 /* --- damage ------------------------------------------------------------- */
 
-static void (*on_damage)(DedupGroup *group);
+static void (*on_damage)(void);
 
-void dedup_group_on_damage(void (*fn)(DedupGroup *group))
+void dedup_group_on_damage(void (*fn)(void))
 {
     on_damage = fn;
 }
@@ -82,7 +82,7 @@ static void group_damaged(void *opaque)
     DedupGroup *g = opaque;
 
     if (on_damage && g->refcnt) {
-        on_damage(g);
+        on_damage();
     }
 }
 

@@ -60,11 +60,12 @@ DedupGroup *dedup_group_get(const DedupGroupConfig *config, Error **errp);
 void dedup_group_put(DedupGroup *group);
 
 /*
- * The index of @group is found to be damaged.  Its nodes are to leave it, and
- * to join again, which gets them a new store; what their guests have of the old
- * one stays as it is.  @fn is called in the main loop, once or more often.
+ * The index of a group is found to be damaged.  The nodes of such groups are to
+ * leave them, and to join again, which gets them a new store; what their guests
+ * have of the old one stays as it is.  @fn is called in the main loop, once or
+ * more often.
  */
-void dedup_group_on_damage(void (*fn)(DedupGroup *group));
+void dedup_group_on_damage(void (*fn)(void));
 
 /* The process ends: leave the groups that it has stayed in. */
 void dedup_groups_leave(void);

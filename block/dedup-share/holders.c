@@ -312,17 +312,6 @@ void dedup_holders_bury(DedupHolders *h)
     }
 }
 
-unsigned dedup_holders_alive(DedupHolders *h)
-{
-    HeldHeader *hdr = h->base;
-    unsigned row, n = 0;
-
-    for (row = 0; row < DEDUP_MAX_MEMBERS; row++) {
-        n += qatomic_read(&hdr->lived[row]) == 1;
-    }
-    return n;
-}
-
 uint64_t dedup_holders_word(DedupHolders *h, uint32_t first)
 {
     size_t word = first / SLOTS_PER_WORD;

@@ -97,9 +97,6 @@ void dedup_hold_end(DedupHold *hold);
 /* Bury those that have died. */
 void dedup_holders_bury(DedupHolders *h);
 
-/* How many processes there are. */
-unsigned dedup_holders_alive(DedupHolders *h);
-
 /*
  * Slots @first to @first + 63, a multiple of 64, that some process holds.  All,
  * if that cannot be told.

@@ -47,16 +47,11 @@ static void print_done(const World *w)
 /* What nobody holds goes, and then every slot has to be free. */
 static bool all_slots_there(DedupGroup *g)
 {
-    unsigned member, used = 0, lost;
-    uint32_t slot;
+    unsigned used, lost;
 
     dedup_trim_now(g);
     dedup_evict_all(g);
-    lost = stress_count_lost(g);
-    for (slot = 0; slot < g->index.nframes; slot++) {
-        used += dedup_index_state(&g->index, slot, &member) ==
-                DEDUP_FRAME_SEALED;
-    }
+    stress_count_slots(g, &used, &lost);
     printf("slots lost: %u, still used: %u of %u\n", lost, used,
            g->index.nframes);
     return !lost;
@@ -104,7 +99,6 @@ static int run_model(const char *dir, uint64_t ops, uint32_t seed)
 typedef struct Pulse {
     int64_t began;              /* an operation; us, 0: none; atomic */
     int64_t longest;
-    uint64_t done[16];
     uint64_t ops;
 } Pulse;
 

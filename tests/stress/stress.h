@@ -62,7 +62,10 @@ void world_destroy(World *w);
  */
 void world_step(World *w, bool alone);
 
-/* Slots of the group that nobody can ever use again. */
-unsigned stress_count_lost(DedupGroup *g);
+/*
+ * Slots of the group that hold a frame, and those that nobody can ever use
+ * again: somebody's who is gone, or free ones that nobody would find.
+ */
+void stress_count_slots(DedupGroup *g, unsigned *used, unsigned *lost);
 
 #endif /* TESTS_STRESS_H */

@@ -6,6 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/bitops.h"
 #include "qemu/main-loop.h"
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
@@ -556,16 +557,25 @@ void world_destroy(World *w)
     g_free(w->index_dir);
 }
 
-unsigned stress_count_lost(DedupGroup *g)
+static bool is_lost(DedupGroup *g, uint32_t slot, DedupFrameState state)
 {
-    unsigned member, lost = 0;
+    if (state == DEDUP_FRAME_FREE) {
+        return !(qatomic_read(&g->index.free[BIT_WORD(slot)]) &
+                 BIT_MASK(slot));
+    }
+    return state != DEDUP_FRAME_SEALED && state != DEDUP_FRAME_RETIRED;
+}
+
+void stress_count_slots(DedupGroup *g, unsigned *used, unsigned *lost)
+{
+    unsigned member;
     uint32_t slot;
 
+    *used = *lost = 0;
     for (slot = 0; slot < g->index.nframes; slot++) {
         DedupFrameState state = dedup_index_state(&g->index, slot, &member);
 
-        lost += state != DEDUP_FRAME_FREE && state != DEDUP_FRAME_SEALED &&
-                state != DEDUP_FRAME_RETIRED;
+        *used += state == DEDUP_FRAME_SEALED;
+        *lost += is_lost(g, slot, state);
     }
-    return lost;
 }
