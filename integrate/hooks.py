@@ -175,8 +175,10 @@ TESTS = [
      "tests += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
      "{'test-dedup-index': [testblock],\n"
      "                  'test-dedup-engine': [testblock],\n"
-     "                  'test-dedup-linux': [testblock],\n"
-     "                  'test-dedup-reflink': [testblock]} : {}\n"),
+     "                  'test-dedup-linux': "
+     "[testblock, files('dedup-guest-ram.c')],\n"
+     "                  'test-dedup-reflink': "
+     "[testblock, files('dedup-guest-ram.c')]} : {}\n"),
     ('tests/unit/meson.build', 'after', r"^slow_tests = \{\n",
      "  'test-dedup-reflink': 240,\n"),
     ('tests/qtest/meson.build', 'before', r"^qtest_executables = \{\}\n",
@@ -194,7 +196,8 @@ BENCH = [
     ('tests/bench/meson.build', 'end', None,
      "if have_block and config_host_data.get('CONFIG_DEDUP_SHARE')\n"
      "  foreach b : ['dedup-share-bench', 'dedup-share-index-bench']\n"
-     "    executable(b, b + '.c', dependencies: [qemuutil, block])\n"
+     "    executable(b, b + '.c', '../unit/dedup-guest-ram.c',\n"
+     "               dependencies: [qemuutil, block])\n"
      "  endforeach\nendif\n"),
 ]
 

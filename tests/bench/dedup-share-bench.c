@@ -32,6 +32,7 @@
 #include "block/dedup-share/given.h"
 #include "block/dedup-share/linux.h"
 #include "system/block-backend.h"
+#include "../unit/dedup-guest-ram.h"
 
 #define PAGE DEDUP_BLOCK_SIZE
 #define MAX_DEPTH 32
@@ -40,27 +41,6 @@
 
 static uint8_t *guest;
 static size_t guest_size;
-static bool may_give;
-
-static bool ram_find(void *host, DedupRam *ram)
-{
-    *ram = (DedupRam) { .host = guest, .size = guest_size };
-    return (uint8_t *)host >= guest && (uint8_t *)host < guest + guest_size;
-}
-
-static bool ram_may_give(void)
-{
-    return may_give;
-}
-
-static void ram_advise(void *host, size_t size, bool anonymous)
-{
-    madvise(host, size, MADV_DONTFORK);         /* as QEMU does */
-}
-
-static const DedupRamOps ram_ops = {
-    .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
-};
 
 /* The store, and the processor's time that its gives take. */
 static DedupStoreOps store_ops;
@@ -87,12 +67,8 @@ static void init(size_t size)
     qemu_init_main_loop(&error_fatal);
     bdrv_init();
     dedup_store_register(&dedup_linux_store_ops);
-    dedup_given_set_ram(&ram_ops);
     guest_size = size;
-    guest = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    g_assert(guest != MAP_FAILED);
-    madvise(guest, size, MADV_DONTFORK);
+    guest = dedup_guest_ram_new(size);
     memset(guest, 1, size);
 }
 
@@ -221,7 +197,7 @@ static double run(Run *r, unsigned depth, double *cpu_ns)
     unsigned i;
 
     r->next = r->done = 0;
-    may_give = r->target->give;
+    dedup_guest_ram_permit(r->target->give);
     for (i = 0; i < depth; i++) {
         requests[i].run = r;
         request_issue(&requests[i]);
@@ -276,7 +252,7 @@ static void bench_io(int argc, char **argv)
         if (!miss) {
             target_open(&t[i], r.write);
             if (!r.write) {
-                may_give = false;
+                dedup_guest_ram_permit(false);
                 read_all(&t[i], image);
             }
         }
@@ -379,7 +355,7 @@ static void crowd_child(Target *t, unsigned ops, unsigned size, uint64_t image,
     init(16 * MiB);
     target_open(t, false);
     shuffle(&r, image);
-    may_give = false;
+    dedup_guest_ram_permit(false);
     read_all(t, image);
     g_assert_cmpint(write(ready, "", 1), ==, 1);
     wait_for(go);

@@ -34,9 +34,9 @@
 #include "qemu/xxhash.h"
 #include "block/block-global-state.h"
 #include "block/dedup-share/engine.h"
-#include "block/dedup-share/given.h"
 #include "block/dedup-share/linux.h"
 #include "block/dedup-share/reclaim.h"
+#include "../unit/dedup-guest-ram.h"
 
 #define PAGE DEDUP_BLOCK_SIZE
 
@@ -52,30 +52,12 @@ static uint64_t now(void)
     return t.tv_sec * 1000000000ULL + t.tv_nsec;
 }
 
-static bool ram_find(void *host, DedupRam *ram)
-{
-    return false;
-}
-
-static bool ram_may_give(void)
-{
-    return false;               /* all is copied */
-}
-
-static void ram_advise(void *host, size_t size, bool anonymous)
-{
-}
-
-static const DedupRamOps ram_ops = {
-    .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
-};
-
 static void init(void)
 {
     qemu_init_main_loop(&error_fatal);
     bdrv_init();
     dedup_store_register(&dedup_linux_store_ops);
-    dedup_given_set_ram(&ram_ops);
+    dedup_guest_ram_new(0);             /* all is copied */
     root = g_strdup("/dev/shm/dedup-bench-XXXXXX");
     g_assert(g_mkdtemp(root));
 }

@@ -11,10 +11,10 @@
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
 #include "block/snapshot.h"
-#include "block/dedup-share/given.h"
 #include "block/dedup-share/linux.h"
 #include "block/dedup-share/reclaim.h"
 #include "block/dedup-share/stats.h"
+#include "../unit/dedup-guest-ram.h"
 #include "stress.h"
 
 const char *const stress_kinds[16] = {
@@ -39,30 +39,6 @@ static const unsigned shares[KINDS] = {
 #else
 #define STRESS_AIO "threads"
 #endif
-
-/* --- the guest's memory ------------------------------------------------- */
-
-static uint8_t *guest;
-static bool may_give;
-
-static bool ram_find(void *host, DedupRam *ram)
-{
-    *ram = (DedupRam) { .host = guest, .size = GUEST_PAGES * PAGE };
-    return (uint8_t *)host >= guest && (uint8_t *)host < guest + ram->size;
-}
-
-static bool ram_may_give(void)
-{
-    return may_give;
-}
-
-static void ram_advise(void *host, size_t size, bool anonymous)
-{
-}
-
-static const DedupRamOps ram_ops = {
-    .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
-};
 
 /* --- images ------------------------------------------------------------- */
 
@@ -249,7 +225,7 @@ static void do_read(World *w)
     uint8_t *to;
 
     if (any_part(w, d, 8, &at, &bytes)) {
-        may_give = !rnd(w, 6);  /* a mapping takes longest */
+        dedup_guest_ram_permit(!rnd(w, 6));  /* a mapping takes longest */
         to = any_place(w, bytes);
         g_assert_cmpint(blk_pread(d->blk, at, bytes, to, 0), ==, 0);
         check(w, d, at, bytes, to);
@@ -278,7 +254,7 @@ static void do_read_many(World *w)
     Aio aio[4];
     unsigned i, n = 0, left;
 
-    may_give = rnd(w, 4);
+    dedup_guest_ram_permit(rnd(w, 4));
     for (i = 0; i < ARRAY_SIZE(aio); i++) {
         Aio *a = &aio[n];
 
@@ -520,9 +496,7 @@ void world_init(World *w, const char *dir, unsigned number, uint32_t seed)
         .index_dir = g_build_filename(dir, "index", NULL),
     };
     dedup_store_register(&dedup_linux_store_ops);
-    dedup_given_set_ram(&ram_ops);
-    guest = w->guest = mmap(NULL, GUEST_PAGES * PAGE, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    w->guest = dedup_guest_ram_new(GUEST_PAGES * PAGE);
     for (i = 0; i < BASES; i++) {
         w->base_bytes[i] = g_malloc(DISK_BLOCKS * PAGE);
         base_content(w->base_bytes[i], i);
@@ -550,8 +524,7 @@ void world_destroy(World *w)
     for (i = 0; i < BASES; i++) {
         g_free(w->base_bytes[i]);
     }
-    dedup_given_forget(w->guest);
-    munmap(w->guest, GUEST_PAGES * PAGE);
+    dedup_guest_ram_free();
     dedup_groups_leave();
     g_rand_free(w->rand);
     g_free(w->index_dir);

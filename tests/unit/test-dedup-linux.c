@@ -16,6 +16,7 @@
 #include "block/dedup-share/given.h"
 #include "block/dedup-share/linux.h"
 #include "block/dedup-share/reclaim.h"
+#include "dedup-guest-ram.h"
 
 #define NFRAMES 1024
 #define NPAGES 1024
@@ -24,28 +25,6 @@
 static DedupGroup *group;
 static char *root;
 static uint8_t *guest;          /* NPAGES */
-static bool may_give;
-static unsigned advised;
-
-static bool ram_find(void *host, DedupRam *ram)
-{
-    *ram = (DedupRam) { .host = guest, .size = NPAGES * PAGE };
-    return (uint8_t *)host >= guest && (uint8_t *)host < guest + ram->size;
-}
-
-static bool ram_may_give(void)
-{
-    return may_give;
-}
-
-static void ram_advise(void *host, size_t size, bool anonymous)
-{
-    advised++;
-}
-
-static const DedupRamOps ram_ops = {
-    .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
-};
 
 static void setup(void)
 {
@@ -54,22 +33,17 @@ static void setup(void)
         .has_size = true, .size = NFRAMES * PAGE,
     };
 
-    dedup_given_set_ram(&ram_ops);
-    may_give = true;
     root = g_strdup("/dev/shm/test-dedup-XXXXXX");
     g_assert_nonnull(g_mkdtemp(root));
     config.root = root;
     g_assert_true(dedup_group_check(&config, &error_abort));
     group = dedup_group_get(&config, &error_abort);
-    guest = mmap(NULL, NPAGES * PAGE, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    g_assert(guest != MAP_FAILED);
+    guest = dedup_guest_ram_new(NPAGES * PAGE);
 }
 
 static void teardown(void)
 {
-    dedup_given_forget(guest);
-    munmap(guest, NPAGES * PAGE);
+    dedup_guest_ram_free();
     dedup_group_put(group);
     g_assert_cmpint(rmdir(root), ==, 0);      /* nothing left behind */
     g_free(root);
@@ -214,7 +188,7 @@ static void test_give(void)
     g_assert_cmphex(guest[9 * PAGE], ==, 0x77);
     give(ids + 5, 9, 1, DEDUP_GIVEN);           /* onto what is given */
     check_content(guest + 9 * PAGE, 105);
-    g_assert_cmpint(advised, >=, 3);
+    g_assert_cmpint(dedup_guest_ram_advised(), >=, 3);
     teardown();
 }
 
@@ -227,11 +201,11 @@ static void test_copy(void)
 
     setup();
     fill(7, 4, ids);
-    may_give = false;
+    dedup_guest_ram_permit(false);
     give(ids, 0, 4, DEDUP_COPIED);
     check_content(guest + 3 * PAGE, 10);
     g_assert_cmpint(count_maps(), ==, 0);
-    may_give = true;
+    dedup_guest_ram_permit(true);
     one.slot = ids[2].slot;
     group->ops->give(group->store, &one, 1);
     g_assert_cmpint(one.result, ==, DEDUP_COPIED);
@@ -546,8 +520,7 @@ static void test_stay(void)
     dedup_groups_leave();                       /* as at exit */
     g_assert_cmpint(rmdir(root), ==, 0);
     check_content(guest + 3 * PAGE, 3);         /* the files are gone */
-    dedup_given_forget(guest);
-    munmap(guest, NPAGES * PAGE);
+    dedup_guest_ram_free();
     g_free(root);
 }
 

@@ -15,13 +15,13 @@
 #include "qemu/main-loop.h"
 #include "block/block-global-state.h"
 #include "block/dedup-share/extents.h"
-#include "block/dedup-share/given.h"
 #include "block/dedup-share/layer.h"
 #include "block/dedup-share/group.h"
 #include "block/dedup-share/linux.h"
 #include "block/dedup-share/map.h"
 #include "block/dedup-share/stats.h"
 #include "system/block-backend.h"
+#include "dedup-guest-ram.h"
 
 #define PAGE DEDUP_BLOCK_SIZE
 #define BLOCKS 128
@@ -29,24 +29,6 @@
 
 static char *top;               /* a directory on a tmpfs */
 static char *mnt;               /* where the file system is mounted */
-
-static bool ram_find(void *host, DedupRam *ram)
-{
-    return false;               /* all is copied */
-}
-
-static bool ram_may_give(void)
-{
-    return false;
-}
-
-static void ram_advise(void *host, size_t size, bool anonymous)
-{
-}
-
-static const DedupRamOps ram_ops = {
-    .find = ram_find, .may_give = ram_may_give, .advise = ram_advise,
-};
 
 /* --- files -------------------------------------------------------------- */
 
@@ -718,7 +700,7 @@ int main(int argc, char **argv)
     qemu_init_main_loop(&error_abort);
     bdrv_init();
     dedup_store_register(&dedup_linux_store_ops);
-    dedup_given_set_ram(&ram_ops);
+    dedup_guest_ram_new(0);             /* all is copied */
     for (i = 0; i < ARRAY_SIZE(types); i++) {
         add(types[i], "copies", test_copies);
         add(types[i], "writer", test_writer);
