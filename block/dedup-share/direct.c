@@ -15,6 +15,7 @@
 
 #include "qemu/osdep.h"
 #include "node.h"
+#include "parallel.h"
 
 /* A place in a vector. */
 typedef struct Cursor {
@@ -110,46 +111,108 @@ static bool is_there(const DedupBlock *b)
     return b->placed || dedup_in_place(b->result);
 }
 
+/* What of a part is not in place. */
+typedef struct Rest {
+    BlockDriverState *bs;
+    const Part *part;
+    uint64_t first;             /* block of the part */
+    struct {
+        uint8_t from, to;       /* blocks of the part; a run */
+    } runs[DEDUP_BATCH];
+} Rest;
+
+static int coroutine_fn GRAPH_RDLOCK read_rest_run(void *opaque, unsigned i)
+{
+    Rest *rest = opaque;
+
+    return read_run(rest->bs, rest->part,
+                    (rest->first + rest->runs[i].from) * DEDUP_BLOCK_SIZE,
+                    (rest->first + rest->runs[i].to) * DEDUP_BLOCK_SIZE);
+}
+
 static int coroutine_fn GRAPH_RDLOCK
 read_part(BlockDriverState *bs, const Part *p, Cursor *c)
 {
     DEDUP_HOT_ARRAY DedupBlock blocks[DEDUP_BATCH];
-    unsigned i, run, n = find_places(p, blocks, c);
-    int ret = 0;
+    DEDUP_HOT_ARRAY Rest rest;
+    unsigned i, n = find_places(p, blocks, c), nruns = 0;
 
     dedup_read_blocks(bs, blocks, n, give);
-    for (i = 0; i < n && ret >= 0; i += run) {
-        bool in_place = is_there(&blocks[i]);
-
-        run = 1;
-        while (i + run < n && is_there(&blocks[i + run]) == in_place) {
-            run++;
+    for (i = 0; i < n; i++) {
+        if (is_there(&blocks[i])) {
+            continue;
         }
-        if (!in_place) {
-            ret = read_run(bs, p, blocks[i].number * DEDUP_BLOCK_SIZE,
-                           (blocks[i].number + run) * DEDUP_BLOCK_SIZE);
+        if (i == 0 || is_there(&blocks[i - 1])) {
+            rest.runs[nruns++].from = i;
         }
+        rest.runs[nruns - 1].to = i + 1;
     }
-    return MIN(ret, 0);
+    rest.bs = bs;
+    rest.part = p;
+    rest.first = blocks[0].number;
+    return dedup_co_all(nruns, read_rest_run, &rest);
+}
+
+/* A request of several parts, and where each part's first byte goes. */
+typedef struct Parts {
+    BlockDriverState *bs;
+    Part *parts;
+    Cursor *cursors;
+} Parts;
+
+static int coroutine_fn GRAPH_RDLOCK read_one_part(void *opaque, unsigned i)
+{
+    Parts *all = opaque;
+
+    return read_part(all->bs, &all->parts[i], &all->cursors[i]);
+}
+
+/* The part of @p from @skip bytes on, up to a bound of DEDUP_BATCH blocks. */
+static Part cut_part(const Part *p, int64_t skip)
+{
+    Part part = *p;
+    int64_t stop;
+
+    part.offset += skip;
+    part.qiov_offset += skip;
+    stop = ROUND_DOWN(part.offset, DEDUP_BLOCK_SIZE) +
+           DEDUP_BATCH * DEDUP_BLOCK_SIZE;
+    part.bytes = MIN(stop - part.offset, p->bytes - skip);
+    return part;
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+read_parts(BlockDriverState *bs, const Part *whole)
+{
+    size_t most = whole->bytes / (DEDUP_BATCH * DEDUP_BLOCK_SIZE) + 2;
+    g_autofree Part *parts = g_new(Part, most);
+    g_autofree Cursor *cursors = g_new(Cursor, most);
+    Parts all = { .bs = bs, .parts = parts, .cursors = cursors };
+    Cursor c = { .iov = whole->qiov->iov };
+    int64_t done = 0;
+    unsigned n = 0;
+
+    while (done < whole->bytes) {
+        parts[n] = cut_part(whole, done);
+        cursors[n] = c;
+        next_place(&c, parts[n].bytes);
+        done += parts[n++].bytes;
+    }
+    return dedup_co_all(n, read_one_part, &all);
 }
 
 int coroutine_fn dedup_read_direct(BlockDriverState *bs, int64_t offset,
                                    int64_t bytes, QEMUIOVector *qiov,
                                    BdrvRequestFlags flags)
 {
+    Part p = {
+        .offset = offset, .bytes = bytes, .qiov = qiov, .flags = flags,
+    };
     Cursor c = { .iov = qiov->iov };
-    int64_t end = offset + bytes;
-    Part p = { .offset = offset, .qiov = qiov, .flags = flags };
-    int ret = 0;
 
-    while (p.offset < end && ret == 0) {
-        int64_t stop = ROUND_DOWN(p.offset, DEDUP_BLOCK_SIZE) +
-                       DEDUP_BATCH * DEDUP_BLOCK_SIZE;
-
-        p.bytes = MIN(stop, end) - p.offset;
-        ret = read_part(bs, &p, &c);
-        p.offset += p.bytes;
-        p.qiov_offset += p.bytes;
+    if (!bytes) {
+        return 0;
     }
-    return ret;
+    return cut_part(&p, 0).bytes == bytes ? read_part(bs, &p, &c)
+                                          : read_parts(bs, &p);
 }

@@ -24,8 +24,11 @@
 
 #define PAGE_OFFSET_MASK (DEDUP_BLOCK_SIZE - 1)
 
-/* A guest can have many requests in flight: bound what each takes here. */
-#define MAX_BUFFER (1 * MiB)
+/*
+ * A guest can have many requests in flight: bound what each takes here.  Linux
+ * asks a disk for at most 1.25 MiB at a time, by default.
+ */
+#define MAX_BUFFER (4 * MiB)
 
 typedef struct DedupDMA {
     BlockAIOCB common;
@@ -149,33 +152,83 @@ static MemTxResult copy_out(DedupDMA *req, uint64_t offset, uint64_t bytes,
     return res;
 }
 
-static int coroutine_fn read_rest(DedupDMA *req, uint64_t offset,
-                                  uint64_t bytes)
+/* Add what is not given from *pos on, up to @end, or as much as has room. */
+static uint64_t add_rest(GArray *rests, uint64_t *pos, uint64_t end,
+                         uint64_t room)
 {
-    size_t size = MIN(bytes, MAX_BUFFER);
-    void *buf;
-    int ret = 0;
+    DedupRest r = { .offset = *pos, .bytes = MIN(end - *pos, room) };
 
-    if (!bytes) {
-        return 0;
+    if (r.bytes) {
+        g_array_append_val(rests, r);
     }
-    trace_dedup_dma_rest(req, offset, bytes);
-    buf = blk_try_blockalign(req->blk, size);
+    *pos += r.bytes;
+    return r.bytes;
+}
+
+/*
+ * Collect what is not given from *pos on, at most MAX_BUFFER; step on behind
+ * it.  Returns how many bytes these are.
+ */
+static uint64_t collect_rests(DedupDMA *req, GArray *rests, uint64_t *pos,
+                              unsigned *page)
+{
+    uint64_t end = req->offset + req->sg->size, bytes = 0;
+
+    for (; *page < req->npages; (*page)++) {
+        const DedupPage *p = &req->pages[*page];
+
+        if (p->result != DEDUP_GIVEN) {
+            continue;
+        }
+        bytes += add_rest(rests, pos, p->offset, MAX_BUFFER - bytes);
+        if (*pos < p->offset) {
+            return bytes;
+        }
+        *pos = p->offset + DEDUP_BLOCK_SIZE;
+    }
+    return bytes + add_rest(rests, pos, end, MAX_BUFFER - bytes);
+}
+
+/* Read @rests, of @bytes in all, and copy them to where the list wants them. */
+static int coroutine_fn read_rests(DedupDMA *req, GArray *rests, uint64_t bytes)
+{
+    DedupRest *r = (DedupRest *)rests->data;
+    unsigned i, n = rests->len;
+    /* each is aligned, for O_DIRECT */
+    uint8_t *buf = blk_try_blockalign(req->blk, bytes + n * DEDUP_BLOCK_SIZE);
+    uint8_t *at = buf;
+    int ret;
+
+    trace_dedup_dma_rest(req, r->offset, bytes, n);
     if (!buf) {
         return -ENOMEM;
     }
-    while (bytes && ret >= 0) {
-        size = MIN(bytes, MAX_BUFFER);
-        ret = dedup_share_co_read_rest(req->blk, offset, size, buf);
-        if (ret >= 0) {
-            /* as with a page that is no RAM: what cannot be stored is lost */
-            copy_out(req, offset, size, buf);
-        }
-        offset += size;
-        bytes -= size;
+    for (i = 0; i < n; i++) {
+        r[i].buf = at;
+        at += ROUND_UP(r[i].bytes, DEDUP_BLOCK_SIZE);
+    }
+    ret = dedup_share_co_read_rests(req->blk, r, n);
+    for (i = 0; ret >= 0 && i < n; i++) {
+        /* as with a page that is no RAM: what cannot be stored is lost */
+        copy_out(req, r[i].offset, r[i].bytes, r[i].buf);
     }
     qemu_vfree(buf);
-    return MIN(ret, 0);
+    return ret;
+}
+
+/* Read all that was not given. */
+static int coroutine_fn read_rest(DedupDMA *req)
+{
+    g_autoptr(GArray) rests = g_array_new(false, false, sizeof(DedupRest));
+    uint64_t pos = req->offset, bytes;
+    unsigned page = 0;
+    int ret = 0;
+
+    while (ret == 0 && (bytes = collect_rests(req, rests, &pos, &page))) {
+        ret = read_rests(req, rests, bytes);
+        g_array_set_size(rests, 0);
+    }
+    return ret;
 }
 
 static void complete(DedupDMA *req)
@@ -194,19 +247,9 @@ static void complete_bh(void *opaque)
 static void coroutine_fn dma_co_entry(void *opaque)
 {
     DedupDMA *req = opaque;
-    uint64_t pos = req->offset;
-    unsigned i;
 
     dedup_share_co_read(req->blk, req->pages, req->npages);
-    for (i = 0; i < req->npages && req->ret == 0; i++) {
-        if (req->pages[i].result == DEDUP_GIVEN) {
-            req->ret = read_rest(req, pos, req->pages[i].offset - pos);
-            pos = req->pages[i].offset + DEDUP_BLOCK_SIZE;
-        }
-    }
-    if (req->ret == 0) {
-        req->ret = read_rest(req, pos, req->offset + req->sg->size - pos);
-    }
+    req->ret = read_rest(req);
     req->done = true;
     if (req->returned) {
         complete(req);

@@ -9,6 +9,7 @@
 #include "qemu/osdep.h"
 #include "qemu/cutils.h"
 #include "engine.h"
+#include "parallel.h"
 #include "reclaim.h"
 #include "trace.h"
 
@@ -411,19 +412,41 @@ static void coroutine_fn fill_run(DedupRead *r, DedupBlock **blocks,
     r->free(r->opaque, buf);
 }
 
+/* The missed blocks of a request, in runs. */
+typedef struct Misses {
+    DedupRead *r;
+    DedupBlock **blocks;
+    uint8_t starts[DEDUP_BATCH + 1];    /* of each run; behind them the end */
+} Misses;
+
+static int coroutine_fn fill_one_run(void *opaque, unsigned i)
+{
+    Misses *m = opaque;
+
+    fill_run(m->r, m->blocks + m->starts[i], m->starts[i + 1] - m->starts[i]);
+    return 0;                   /* what failed is in the blocks' results */
+}
+
+/*
+ * What a run does between its read and its end it does without a wait, so that
+ * one run's new frames are found by the next one.
+ */
 static void coroutine_fn fill_misses(DedupRead *r, DedupBlock **missed,
                                      unsigned n)
 {
-    unsigned i, run;
+    DEDUP_HOT_ARRAY Misses m;
+    unsigned i, nruns = 0;
 
-    for (i = 0; i < n; i += run) {
-        run = 1;
-        while (i + run < n &&
-               missed[i + run]->number == missed[i]->number + run) {
-            run++;
+    QEMU_BUILD_BUG_ON(DEDUP_BATCH > UINT8_MAX);
+    m.r = r;
+    m.blocks = missed;
+    for (i = 0; i < n; i++) {
+        if (i == 0 || missed[i]->number != missed[i - 1]->number + 1) {
+            m.starts[nruns++] = i;
         }
-        fill_run(r, missed + i, run);
     }
+    m.starts[nruns] = n;
+    dedup_co_all(nruns, fill_one_run, &m);
 }
 
 /* --- giving ------------------------------------------------------------- */

@@ -11,6 +11,7 @@
 #include "system/block-backend.h"
 #include "block/throttle-groups.h"
 #include "node.h"
+#include "parallel.h"
 #include "trace.h"
 
 bool dedup_share_wants(BlockBackend *blk, const BlockBackendPublic *public)
@@ -125,16 +126,29 @@ static void coroutine_fn let_go(DedupGroup *g, const DedupPage *pages,
     aio_co_reschedule_self(ctx);
 }
 
+/* The pages of a request. */
+typedef struct Pages {
+    BlockDriverState *bs;
+    DedupPage *pages;
+    unsigned n;
+} Pages;
+
+static int coroutine_fn GRAPH_RDLOCK read_one_batch(void *opaque, unsigned i)
+{
+    Pages *p = opaque;
+    unsigned first = i * DEDUP_BATCH;
+
+    read_batch(p->bs, p->pages + first, MIN(p->n - first, DEDUP_BATCH));
+    return 0;                   /* what failed is in the pages' results */
+}
+
 static void coroutine_fn read_pages(BlockDriverState *bs, DedupPage *pages,
                                     unsigned n)
 {
-    unsigned i, batch;
+    Pages p = { .bs = bs, .pages = pages, .n = n };
 
     GRAPH_RDLOCK_GUARD();
-    for (i = 0; i < n; i += batch) {
-        batch = MIN(n - i, DEDUP_BATCH);
-        read_batch(bs, pages + i, batch);
-    }
+    dedup_co_all(DIV_ROUND_UP(n, DEDUP_BATCH), read_one_batch, &p);
 }
 
 /* Are all of @pages, which ascend, on the disk? */
@@ -163,13 +177,27 @@ void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
     }
 }
 
-int coroutine_fn dedup_share_co_read_rest(BlockBackend *blk, int64_t offset,
-                                          int64_t bytes, void *buf)
-{
-    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf, bytes);
+/* What is left of a request. */
+typedef struct Rests {
     BlockDriverState *bs;
+    const DedupRest *rests;
+} Rests;
+
+static int coroutine_fn GRAPH_RDLOCK read_one_rest(void *opaque, unsigned i)
+{
+    Rests *all = opaque;
+    const DedupRest *r = &all->rests[i];
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, r->buf, r->bytes);
+
+    return dedup_share_co_preadv(all->bs, r->offset, r->bytes, &qiov, 0);
+}
+
+int coroutine_fn dedup_share_co_read_rests(BlockBackend *blk,
+                                           const DedupRest *rests, unsigned n)
+{
+    Rests all = { .rests = rests };
 
     GRAPH_RDLOCK_GUARD();
-    bs = blk_bs(blk);
-    return dedup_share_co_preadv(bs, offset, bytes, &qiov, 0);
+    all.bs = blk_bs(blk);
+    return dedup_co_all(n, read_one_rest, &all);
 }

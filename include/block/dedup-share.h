@@ -263,7 +263,7 @@ typedef struct DedupPage {
  *   if (dedup_share_wants(blk, public)) {
  *       dedup_share_resolve(blk, ...) for each whole page of the request;
  *       dedup_share_co_read(blk, pages, ...);
- *       dedup_share_co_read_rest(blk, ...) for what was not given;
+ *       dedup_share_co_read_rests(blk, ...) for what was not given;
  *   } else {
  *       ordinary read;
  *   }
@@ -301,15 +301,25 @@ void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why);
 /*
  * Give the guest as many of @pages as can be given, before returning.
  * Pages whose result is DEDUP_GIVEN on entry are tried; those that are not
- * so on return are the caller's to read with dedup_share_co_read_rest(), in
+ * so on return are the caller's to read with dedup_share_co_read_rests(), in
  * full: whatever happens here, nothing fails.  @pages ascend by offset.
  */
 void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
                                       unsigned n);
 
-/* Read like blk_co_pread(), as part of a request that was offered. */
-int coroutine_fn dedup_share_co_read_rest(BlockBackend *blk, int64_t offset,
-                                          int64_t bytes, void *buf);
+/* Bytes of a request that are still to be read. */
+typedef struct DedupRest {
+    int64_t offset;             /* on the disk */
+    int64_t bytes;
+    void *buf;                  /* where to */
+} DedupRest;
+
+/*
+ * Read like blk_co_pread(), as part of a request that was offered: all of
+ * @rests at once.  0, or the first error; the buffers are undefined then.
+ */
+int coroutine_fn dedup_share_co_read_rests(BlockBackend *blk,
+                                           const DedupRest *rests, unsigned n);
 
 /*
  * Have the filter node @bs pass everything through from now on, and share all
