@@ -238,7 +238,7 @@ bool coroutine_fn dedup_copy_from_store(BlockDriverState *bs, int64_t offset,
 {
     BDRVDedupShareState *s = bs->opaque;
     uint64_t first = offset / DEDUP_BLOCK_SIZE;
-    uint64_t n = DIV_ROUND_UP(offset + bytes, DEDUP_BLOCK_SIZE) - first;
+    uint64_t n = dedup_count_blocks(offset, bytes);
     g_autofree DedupBlock *blocks = NULL;
     g_autofree uint8_t *buf = NULL;
     unsigned i;
@@ -267,7 +267,10 @@ dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
 {
     BDRVDedupShareState *s = bs->opaque;
 
-    if (s->group && !(flags & ~BDRV_REQ_REGISTERED_BUF)) {
+    if (s->group && !dedup_layers_take_part(s)) {
+        dedup_count_skipped(s, dedup_count_blocks(offset, bytes),
+                            DEDUP_NO_LAYER);
+    } else if (s->group && !(flags & ~BDRV_REQ_REGISTERED_BUF)) {
         if (s->group->ops->by_host) {
             return dedup_read_direct(bs, offset, bytes, qiov, flags);
         }

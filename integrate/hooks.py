@@ -177,6 +177,8 @@ TESTS = [
      "                  'test-dedup-engine': [testblock],\n"
      "                  'test-dedup-linux': "
      "[testblock, files('dedup-guest-ram.c')],\n"
+     "                  'test-dedup-read': "
+     "[testblock, files('dedup-guest-ram.c')],\n"
      "                  'test-dedup-reflink': "
      "[testblock, files('dedup-guest-ram.c')]} : {}\n"),
     ('tests/unit/meson.build', 'after', r"^slow_tests = \{\n",

@@ -49,6 +49,8 @@ void dedup_layers_drop(BDRVDedupShareState *s)
     while (s->nlayers) {
         layer_drop(&s->layers[--s->nlayers]);
     }
+    s->map_takes_part = false;
+    s->tail = NULL;
     s->tracker = &s->node_tracker;
 }
 
@@ -265,6 +267,29 @@ static void GRAPH_RDLOCK layer_add(BlockDriverState *bs, BlockDriverState *p,
     free(f.path);
 }
 
+/*
+ * Layers behind the last one that takes part need not be asked for blocks,
+ * which may take a message to a server.  @end is behind all layers.
+ */
+static void GRAPH_RDLOCK find_tail(BlockDriverState *bs, BlockDriverState *end)
+{
+    BDRVDedupShareState *s = bs->opaque;
+    BlockDriverState *p = bs->file ? bs->file->bs : NULL;
+    int i;
+
+    s->tail = NULL;
+    s->map_takes_part = false;
+    for (i = 0; i < s->nlayers; i++, p = bdrv_filter_or_cow_bs(p)) {
+        s->map_takes_part |= s->layers[i].map && !s->layers[i].own;
+        if (s->layers[i].map || s->layers[i].own) {
+            s->tail = NULL;
+        } else if (!s->tail) {
+            s->tail = p;
+        }
+    }
+    s->tail = s->tail ?: end;
+}
+
 void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
 {
     BDRVDedupShareState *s = bs->opaque;
@@ -287,6 +312,7 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
          p = bdrv_filter_or_cow_bs(p)) {
         layer_add(bs, p, &old[s->nlayers]);
     }
+    find_tail(bs, p && p->drv ? p : NULL);
     for (i = 0; i < nold; i++) {
         layer_drop(&old[i]);
     }
@@ -311,6 +337,19 @@ static void place(BDRVDedupShareState *s, const DedupLayer *l, DedupBlock *b,
     } else if (l->alias && b->map == l->map) {
         dedup_alias_lookup(l->alias, &b->map, &b->in_map);
     }
+}
+
+/* Does the first layer take part, if it may be written to? */
+static bool own_takes_part(BDRVDedupShareState *s)
+{
+    return s->nlayers && s->layers[0].own &&
+           !qatomic_read(&s->layers[0].own->closed) &&
+           !qatomic_read(&s->others_write) && !qatomic_read(&s->inactive);
+}
+
+bool dedup_layers_take_part(BDRVDedupShareState *s)
+{
+    return s->map_takes_part || own_takes_part(s);
 }
 
 /* Are the blocks in the first layer, without a look? */
@@ -340,18 +379,19 @@ dedup_find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
     }
     while (i < n) {
         int depth = 0;
-        int ret = bdrv_co_common_block_status_above(bs->file->bs, NULL, false,
-                                                    false, offset,
+        int ret = bdrv_co_common_block_status_above(bs->file->bs, s->tail,
+                                                    false, false, offset,
                                                     end - offset, &pnum, NULL,
                                                     NULL, &depth);
         unsigned whole = ret < 0 ? 0 : pnum / DEDUP_BLOCK_SIZE;
-        bool data = ret >= 0 && ret & BDRV_BLOCK_ALLOCATED &&
-                    !(ret & BDRV_BLOCK_ZERO);
+        bool allocated = ret >= 0 && ret & BDRV_BLOCK_ALLOCATED;
+        bool data = allocated && !(ret & BDRV_BLOCK_ZERO);
         /* a block that is in two layers is in none */
         DedupLayer *l = data && whole && depth <= s->nlayers ?
                         &s->layers[depth - 1] : NULL;
         DedupResult why = ret < 0 ? DEDUP_FAILED :
-                          data || !whole ? DEDUP_NO_LAYER : DEDUP_UNALLOCATED;
+                          data || !whole || (s->tail && !allocated) ?
+                          DEDUP_NO_LAYER : DEDUP_UNALLOCATED;
 
         for (whole = MAX(whole, 1); whole && i < n; whole--, i++) {
             place(s, l, &blocks[i], why);

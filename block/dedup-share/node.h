@@ -50,6 +50,8 @@ typedef struct BDRVDedupShareState {
     char *reason;               /* then, why; NULL if it was asked for */
     DedupLayer layers[MAX_LAYERS];
     int nlayers;
+    bool map_takes_part;        /* a layer does that is only read */
+    BlockDriverState *tail;     /* from here on none does; NULL: all may */
     DedupTracker *tracker;      /* of layers[0].own, or node_tracker */
 
     /* Atomic: */
@@ -81,6 +83,21 @@ bool coroutine_fn GRAPH_RDLOCK
 dedup_copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
                       QEMUIOVector *qiov, size_t qiov_offset);
 
+/* Blocks that a request touches, whole or in part. */
+static inline uint64_t dedup_count_blocks(int64_t offset, int64_t bytes)
+{
+    return DIV_ROUND_UP(offset + bytes, DEDUP_BLOCK_SIZE) -
+           offset / DEDUP_BLOCK_SIZE;
+}
+
+/* Count @n blocks of a read that are not looked at, for the reason @why. */
+static inline void dedup_count_skipped(BDRVDedupShareState *s, uint64_t n,
+                                       DedupResult why)
+{
+    stat64_add(&s->counters.blocks_read, n);
+    stat64_add(&s->counters.results[why], n);
+}
+
 /* --- read.c, direct.c --------------------------------------------------- */
 
 /*
@@ -105,6 +122,12 @@ dedup_read_direct(BlockDriverState *bs, int64_t offset, int64_t bytes,
 /* Find the layers below @bs anew, or forget them.  Main loop, drained. */
 void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs);
 void dedup_layers_drop(BDRVDedupShareState *s);
+
+/*
+ * Does any layer take part?  If not, nothing can come of looking at a read.
+ * Any thread, a request is in flight.
+ */
+bool dedup_layers_take_part(BDRVDedupShareState *s);
 
 /*
  * Find the layer that owns each of @n blocks that follow each other; those that

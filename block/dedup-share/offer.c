@@ -25,7 +25,7 @@ bool dedup_share_wants(BlockBackend *blk, const BlockBackendPublic *public)
         return false;
     }
     s = bs->opaque;
-    return s->group && !s->group->ops->by_host;
+    return s->group && !s->group->ops->by_host && dedup_layers_take_part(s);
 }
 
 bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,
@@ -87,10 +87,7 @@ read_batch(BlockDriverState *bs, DedupPage *pages, unsigned n)
 
 void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why)
 {
-    BDRVDedupShareState *s = blk_bs(blk)->opaque;
-
-    stat64_add(&s->counters.blocks_read, n);
-    stat64_add(&s->counters.results[why], n);
+    dedup_count_skipped(blk_bs(blk)->opaque, n, why);
 }
 
 /* Does QEMU map one of @pages, so that the main loop has to let it go? */
