@@ -200,7 +200,12 @@ BENCH = [
      "  foreach b : ['dedup-share-bench', 'dedup-share-index-bench']\n"
      "    executable(b, b + '.c', '../unit/dedup-guest-ram.c',\n"
      "               dependencies: [qemuutil, block])\n"
-     "  endforeach\nendif\n"),
+     "  endforeach\n"
+     "  dedup_fuse = dependency('fuse3', version: '>=3.12', required: false)\n"
+     "  if dedup_fuse.found()\n"
+     "    executable('dedup-slow-disk', 'dedup-slow-disk.c',\n"
+     "               dependencies: [glib, dedup_fuse])\n"
+     "  endif\nendif\n"),
 ]
 
 DOCS = [

@@ -25,7 +25,9 @@
 #include <sys/wait.h>
 #include "qapi/error.h"
 #include "qobject/qdict.h"
+#include "qemu/cutils.h"
 #include "qemu/main-loop.h"
+#include "qemu/module.h"
 #include "qemu/units.h"
 #include "block/block-global-state.h"
 #include "block/dedup-share/engine.h"
@@ -64,12 +66,21 @@ static void timed_give(DedupStore *s, DedupGive *gives, unsigned n)
 
 static void init(size_t size)
 {
+    module_call_init(MODULE_INIT_QOM);
     qemu_init_main_loop(&error_fatal);
     bdrv_init();
     dedup_store_register(&dedup_linux_store_ops);
     guest_size = size;
     guest = dedup_guest_ram_new(size);
     memset(guest, 1, size);
+}
+
+static uint64_t number(const char *text)
+{
+    uint64_t value = 0;
+
+    g_assert_cmpint(qemu_strtou64(text, NULL, 0, &value), ==, 0);
+    return value;
 }
 
 static uint64_t wall(void)
@@ -239,7 +250,7 @@ static void bench_io(int argc, char **argv)
     const char *mode = argv[0];
     bool miss = !strcmp(mode, "miss");
     unsigned rounds = atoi(argv[1]), depth = atoi(argv[3]), i, j;
-    uint64_t image = strtoull(argv[5], NULL, 0);
+    uint64_t image = number(argv[5]);
     unsigned n = argc - 6;
     g_autofree Target *t = g_new0(Target, n);
     Run r = { .ops = atoi(argv[2]), .size = atoi(argv[4]),
@@ -277,7 +288,7 @@ static void bench_io(int argc, char **argv)
     g_free(r.order);
 }
 
-/* --- several processes ----------------------------------------------------- */
+/* --- several processes --------------------------------------------------- */
 
 /* Bytes of the guest's that are pages of the store. */
 static uint64_t count_shared(void)
@@ -375,7 +386,7 @@ static void bench_share(char **argv)
     for (i = 0; i < n; i++) {
         if (!fork()) {
             close(end[1]);
-            share_child(&t, strtoull(argv[1], NULL, 0));
+            share_child(&t, number(argv[1]));
             child_end(&t, done[1], end[0]);
         }
         wait_for(done[0]);
@@ -397,7 +408,7 @@ static void bench_crowd(char **argv)
             close(go[1]);
             close(end[1]);
             crowd_child(&t, atoi(argv[1]), atoi(argv[2]),
-                        strtoull(argv[3], NULL, 0), ready[1], go[0]);
+                        number(argv[3]), ready[1], go[0]);
             child_end(&t, ready[1], end[0]);
         }
         wait_for(ready[0]);                     /* one fills after the other */
