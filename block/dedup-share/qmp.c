@@ -54,7 +54,6 @@ static DedupShareStoreStats *store_stats_new(DedupGroup *g)
         .system_calls = c.system_calls,
         .given_fresh = c.given_fresh,
         .given_again = c.given_again,
-        .given_replaced = c.given_replaced,
         .fresh_hypercalls = c.fresh_hypercalls,
         .give_hypercalls = c.give_hypercalls,
         .give_system_calls = c.give_system_calls,

@@ -84,7 +84,7 @@ typedef struct DedupStoreId {
     uint32_t kind;              /* DedupShareStore */
     uint32_t domid;             /* Xen: the store domain */
     uint8_t uuid[16];           /* the store's; Xen: the domain's handle */
-    uint64_t word;              /* the store's own */
+    uint64_t reserved;          /* 0 */
 } DedupStoreId;
 
 /* Counters that a store keeps; see DedupShareStoreStats in the QAPI schema. */
@@ -93,7 +93,6 @@ typedef struct DedupStoreCounters {
     uint64_t system_calls;
     uint64_t given_fresh;
     uint64_t given_again;
-    uint64_t given_replaced;
     uint64_t fresh_hypercalls;
     uint64_t give_hypercalls;
     uint64_t give_system_calls;

@@ -13,9 +13,7 @@
 #include "memshr.h"
 
 #define BUF_SIZE (MEMSHR_MAX_CALLS * (sizeof(multicall_entry_t) +           \
-                                      sizeof(xen_mem_sharing_op_t) +        \
-                                      sizeof(xen_pfn_t)) +                  \
-                  sizeof(struct xen_memory_reservation))
+                                      sizeof(xen_mem_sharing_op_t)))
 #define BUF_PAGES DIV_ROUND_UP(BUF_SIZE, XC_PAGE_SIZE)
 
 bool xen_memshr_calls_init(XenMemshrCalls *c, Error **errp)
@@ -35,8 +33,6 @@ bool xen_memshr_calls_init(XenMemshrCalls *c, Error **errp)
     }
     c->entries = c->buf;
     c->ops = (void *)(c->entries + MEMSHR_MAX_CALLS);
-    c->extents = (void *)(c->ops + MEMSHR_MAX_CALLS);
-    c->reservation = (void *)(c->extents + MEMSHR_MAX_CALLS);
     return true;
 }
 
@@ -71,13 +67,13 @@ unsigned xen_memshr_nominate(XenMemshrCalls *c, uint32_t domid, uint64_t gfn)
     });
 }
 
-static unsigned append_share(XenMemshrCalls *c, uint8_t op, uint32_t source,
-                             uint64_t source_gfn, uint64_t source_handle,
-                             uint32_t client, uint64_t client_gfn,
-                             uint64_t client_handle)
+unsigned xen_memshr_share(XenMemshrCalls *c, uint32_t source,
+                          uint64_t source_gfn, uint64_t source_handle,
+                          uint32_t client, uint64_t client_gfn,
+                          uint64_t client_handle)
 {
     return append_sharing(c, (xen_mem_sharing_op_t) {
-        .op = op,
+        .op = XENMEM_sharing_op_share,
         .domain = source,
         .u.share.source_gfn = source_gfn,
         .u.share.source_handle = source_handle,
@@ -87,23 +83,6 @@ static unsigned append_share(XenMemshrCalls *c, uint8_t op, uint32_t source,
     });
 }
 
-unsigned xen_memshr_share(XenMemshrCalls *c, uint32_t source,
-                          uint64_t source_gfn, uint64_t source_handle,
-                          uint32_t client, uint64_t client_gfn,
-                          uint64_t client_handle)
-{
-    return append_share(c, XENMEM_sharing_op_share, source, source_gfn,
-                        source_handle, client, client_gfn, client_handle);
-}
-
-unsigned xen_memshr_plug(XenMemshrCalls *c, uint32_t source,
-                         uint64_t source_gfn, uint64_t source_handle,
-                         uint32_t client, uint64_t client_gfn)
-{
-    return append_share(c, XENMEM_sharing_op_add_physmap, source, source_gfn,
-                        source_handle, client, client_gfn, 0);
-}
-
 unsigned xen_memshr_count(XenMemshrCalls *c, uint32_t domid, uint64_t gfn)
 {
     return append_sharing(c, (xen_mem_sharing_op_t) {
@@ -111,23 +90,6 @@ unsigned xen_memshr_count(XenMemshrCalls *c, uint32_t domid, uint64_t gfn)
         .domain = domid,
         .u.debug.u.gfn = gfn,
     });
-}
-
-unsigned xen_memshr_decrease(XenMemshrCalls *c, uint32_t domid,
-                             const uint64_t *gfns, unsigned n)
-{
-    unsigned i;
-
-    assert(n <= MEMSHR_MAX_CALLS);
-    for (i = 0; i < n; i++) {
-        c->extents[i] = gfns[i];
-    }
-    *c->reservation = (struct xen_memory_reservation) {
-        .nr_extents = n,
-        .domid = domid,
-    };
-    set_xen_guest_handle_raw(c->reservation->extent_start, c->extents);
-    return append(c, XENMEM_decrease_reservation, c->reservation);
 }
 
 void xen_memshr_calls_make(XenMemshrCalls *c)

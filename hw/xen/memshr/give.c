@@ -3,23 +3,33 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * To give a frame:
+ * One way for all pages:
  *
- *   the guest's page is private    nominate it, share the frame onto it.  If
- *                                  the guest writes in between, Xen finds the
- *                                  handle invalid and refuses.
- *   ... and was never given        the same, without asking first
- *   it is shared                   take it out of the guest's physmap, plug
- *                                  the frame into the hole.  Sharing onto it
- *                                  would move every other sharer and then
- *                                  panic the host.
+ *   make private   pages that may share already, and one page of each large
+ *                  mapping: XEN_DMOP_set_mem_type unshares and splits, leaves
+ *                  no hole, and fails where there is no memory
+ *   nominate,      of all pages, in one multicall
+ *   and count
+ *   share          the frames onto those whose page has one reference
+ *   make private   again those that were nominated and not shared
  *
- * Whether a page is shared is known for certain, see memshr.h: pages that
- * were never given are private, for others Xen is asked, and meanwhile nobody
- * else gives to the page.
+ * Invariants
  *
- * A hole is never left: if the plug fails, a fresh page is put there; if there
- * is no memory, the store's spare frame, which needs none.
+ * - A frame is shared onto a page only if Xen has counted one reference of
+ *   that page, after it was nominated.  With two the other holder would get the
+ *   frame as well, and with more the host would come down.  Sharing names the
+ *   handle that the nomination returned: if the guest has written to the page
+ *   meanwhile, or somebody has given it another frame, the handle is gone and
+ *   Xen refuses.  So nobody needs to keep others from giving to a page.
+ * - A page is nominated only where its mapping is split: Xen would crash if it
+ *   had to split it and could not.  Where the guest can make large mappings it
+ *   is paused from the split to the nomination.
+ * - No page is left nominated that was not shared: if its domain dies while
+ *   somebody maps it, Xen crashes.
+ * - Whatever fails, the page stays the guest's own RAM, and is read in the
+ *   ordinary way.
+ *
+ * Xen's behaviour is asserted by tests/lab/dom0/xen-facts.c.
  */
 
 #include "qemu/osdep.h"
@@ -32,6 +42,14 @@
 #include "system/xen.h"
 #include "memshr.h"
 #include "trace.h"
+
+/* A page on its way. */
+typedef struct Page {
+    DedupGive *give;
+    uint64_t handle;            /* from the nomination */
+    bool given_before;          /* by this process, so that it may share */
+    bool made_private;
+} Page;
 
 static DedupResult result_of(long rc)
 {
@@ -55,193 +73,242 @@ static void finish(DedupGive *g, const char *how, long rc)
     trace_xen_memshr_give(g->dest.gfn, g->slot, how, rc);
 }
 
-/*
- * Nominating a page in a 2 MiB mapping splits that.  If the domain has no page
- * left for its page tables, Xen 4.17 runs into a BUG() then.  So the mapping is
- * split beforehand, by a call that can fail.
- */
-static bool split_region(DedupStore *s, uint64_t gfn)
+/* --- making pages private ------------------------------------------------ */
+
+static bool is_same_region(const Page *a, const Page *b)
 {
+    return a->give->dest.gfn / MEMSHR_REGION_GFNS ==
+           b->give->dest.gfn / MEMSHR_REGION_GFNS;
+}
+
+/* The pages' gfns follow each other: make them private, in one call. */
+static bool make_run_private(DedupStore *s, Page *pages, unsigned n)
+{
+    uint64_t gfn = pages[0].give->dest.gfn;
     int rc;
 
-    if (xen_memshr_region_is_split(gfn)) {
-        return true;
-    }
     xen_memshr_count_calls(s, 1, 1);
-    rc = xen_set_mem_type(xen_domid, HVMMEM_ram_rw, gfn, 1);
-    trace_xen_memshr_split(gfn, rc ? errno : 0);
-    if (rc == 0) {
-        xen_memshr_region_set_split(gfn);
-    }
+    rc = xen_set_mem_type(xen_domid, HVMMEM_ram_rw, gfn, n);
+    trace_xen_memshr_private(gfn, n, rc ? errno : 0);
     return rc == 0;
 }
 
-/* Is @gfn in the region of one of @gives? */
-static bool region_is_in(uint64_t gfn, DedupGive **gives, unsigned n)
+/* Pages of @pages that are to be @wanted and whose gfns follow each other. */
+static unsigned count_run(const Page *pages, const bool *wanted, unsigned n)
+{
+    unsigned run = 1;
+
+    while (run < n && wanted[run] &&
+           pages[run].give->dest.gfn == pages[run - 1].give->dest.gfn + 1) {
+        run++;
+    }
+    return run;
+}
+
+/* Of @pages, make those private that are @wanted to be, where that works. */
+static void make_private(DedupStore *s, Page *pages, const bool *wanted,
+                         unsigned n)
+{
+    unsigned i, j, run;
+
+    for (i = 0; i < n; i += run) {
+        run = 1;
+        if (!wanted[i]) {
+            continue;
+        }
+        run = count_run(pages + i, wanted + i, n - i);
+        if (make_run_private(s, pages + i, run)) {
+            for (j = i; j < i + run; j++) {
+                pages[j].made_private = true;
+                xen_memshr_region_set_split(pages[j].give->dest.gfn);
+            }
+        }
+    }
+}
+
+/* Is the mapping of @page split? */
+static bool is_split(const Page *page, const Page *pages, unsigned n)
 {
     unsigned i;
 
     for (i = 0; i < n; i++) {
-        if (gives[i]->dest.gfn / MEMSHR_REGION_GFNS ==
-            gfn / MEMSHR_REGION_GFNS) {
+        if (pages[i].made_private && is_same_region(page, &pages[i])) {
             return true;
         }
     }
-    return false;
+    return xen_memshr_region_is_split(page->give->dest.gfn);
 }
 
 /*
- * Of @gives, keep those that can be nominated; returns how many.  To be called
- * right before they are: a guest can make large mappings again.
+ * Of @pages, keep those that can be nominated; returns how many.  To be called
+ * right before they are.
  */
-static unsigned split_regions(DedupStore *s, DedupGive **gives, unsigned n)
+static unsigned prepare(DedupStore *s, Page *pages, unsigned n)
 {
-    unsigned i, kept = 0;
+    bool wanted[DEDUP_BATCH], ready[DEDUP_BATCH];
+    unsigned i, j, kept = 0;
 
     for (i = 0; i < n; i++) {
-        if (region_is_in(gives[i]->dest.gfn, gives, kept) ||
-            split_region(s, gives[i]->dest.gfn)) {
-            gives[kept++] = gives[i];
+        wanted[i] = pages[i].given_before ||
+            !xen_memshr_region_is_split(pages[i].give->dest.gfn);
+        for (j = 0; j < i && !pages[i].given_before; j++) {
+            wanted[i] &= !is_same_region(&pages[i], &pages[j]);
+        }
+    }
+    make_private(s, pages, wanted, n);
+    for (i = 0; i < n; i++) {
+        ready[i] = (!wanted[i] || pages[i].made_private) &&
+                   is_split(&pages[i], pages, n);
+    }
+    for (i = 0; i < n; i++) {
+        if (ready[i]) {
+            pages[kept++] = pages[i];
         } else {
-            finish(gives[i], "split", -ENOMEM);
+            finish(pages[i].give, "private", -ENOMEM);
         }
     }
     return kept;
 }
 
+/* --- nominating, counting and sharing ------------------------------------ */
+
 /*
- * The pages are private: nominate them all, then share onto each.  Returns how
- * many were given.
+ * What is to be done with a page that Xen has nominated, and then counted
+ * @count references of?  True if it can be shared onto.
  */
-static unsigned give_private(DedupStore *s, DedupGive **gives, unsigned n)
+static bool can_share_onto(const Page *p, long nominated, long count)
+{
+    DedupGive *g = p->give;
+
+    if (nominated) {
+        finish(g, "nominate", nominated);
+        return false;
+    }
+    if (count > 1 && p->handle == g->word) {
+        finish(g, "has it", 0);         /* this very frame */
+        return false;
+    }
+    if (count > 1) {
+        g->result = DEDUP_BUSY;         /* somebody else has given it one */
+        trace_xen_memshr_give(g->dest.gfn, g->slot, "count", count);
+        return false;
+    }
+    if (count != 1) {
+        /* -EINVAL: it is private again, so the guest has written to it */
+        finish(g, "count", count == -EINVAL ?
+               XENMEM_SHARING_OP_C_HANDLE_INVALID : count ?: -EIO);
+    }
+    return count == 1;
+}
+
+/* Nominate and count; keep those that can be shared onto, at the front. */
+static unsigned nominate(DedupStore *s, Page *pages, unsigned n,
+                         Page *undecided, unsigned *nundecided)
 {
     XenMemshrCalls *c = &s->calls;
-    DedupGive *nominated[DEDUP_BATCH];
-    uint64_t handles[DEDUP_BATCH];
-    unsigned i, m = 0, given = 0;
+    unsigned i, kept = 0;
 
     for (i = 0; i < n; i++) {
-        xen_memshr_nominate(c, xen_domid, gives[i]->dest.gfn);
+        xen_memshr_nominate(c, xen_domid, pages[i].give->dest.gfn);
+        xen_memshr_count(c, xen_domid, pages[i].give->dest.gfn);
     }
     xen_memshr_calls_make(c);
     for (i = 0; i < n; i++) {
-        if (c->rc[i]) {
-            finish(gives[i], "nominate", c->rc[i]);
-        } else {
-            handles[m] = xen_memshr_handle(c, i);
-            nominated[m++] = gives[i];
+        pages[i].handle = xen_memshr_handle(c, 2 * i);
+        s->counters.fresh_hypercalls += pages[i].given_before ? 0 : 2;
+        if (can_share_onto(&pages[i], c->rc[2 * i], c->rc[2 * i + 1])) {
+            pages[kept++] = pages[i];
+        } else if (pages[i].give->result == DEDUP_FAILED) {
+            undecided[(*nundecided)++] = pages[i];
         }
     }
-    for (i = 0; i < m; i++) {
-        xen_memshr_share(c, s->domain.domid, xen_store_gfn(nominated[i]->slot),
-                         nominated[i]->word, xen_domid,
-                         nominated[i]->dest.gfn, handles[i]);
-    }
-    xen_memshr_calls_make(c);
-    for (i = 0; i < m; i++) {
-        finish(nominated[i], "share", c->rc[i]);
-        given += c->rc[i] == 0;
-    }
-    return given;
+    return kept;
 }
 
-/* The plug into @gfn failed: put something there, so that it is RAM again. */
-static void fill_hole(DedupStore *s, uint64_t gfn)
-{
-    xen_pfn_t pfn = gfn;
-    int rc;
-
-    xen_memshr_count_calls(s, 1, 1);
-    rc = xc_domain_populate_physmap_exact(s->xc, xen_domid, 1, 0, 0, &pfn);
-    trace_xen_memshr_hole(gfn, "populate", rc ? errno : 0);
-    if (rc) {
-        xen_memshr_count_calls(s, 1, 1);
-        rc = xc_memshr_add_to_physmap(s->xc, s->domain.domid,
-                                      xen_store_gfn(s->domain.nframes),
-                                      s->domain.spare_handle, xen_domid, gfn);
-        trace_xen_memshr_hole(gfn, "spare", rc ? errno : 0);
-    }
-    if (rc) {
-        error_report("dedup-share: domain %u has lost its frame 0x%" PRIx64
-                     ": no memory, and no spare frame: %s", xen_domid, gfn,
-                     strerror(errno));
-    }
-}
-
-/* The pages are shared: replace each. */
-static void give_replace(DedupStore *s, DedupGive **gives, unsigned n)
+/* Share; those that Xen refuses are undecided. */
+static void share(DedupStore *s, const Page *pages, unsigned n,
+                  Page *undecided, unsigned *nundecided)
 {
     XenMemshrCalls *c = &s->calls;
-    uint64_t gfns[DEDUP_BATCH];
     unsigned i;
+
+    for (i = 0; i < n; i++) {
+        const DedupGive *g = pages[i].give;
+
+        xen_memshr_share(c, s->domain.domid, xen_store_gfn(g->slot), g->word,
+                         xen_domid, g->dest.gfn, pages[i].handle);
+    }
+    xen_memshr_calls_make(c);
+    for (i = 0; i < n; i++) {
+        bool before = pages[i].given_before;
+
+        finish(pages[i].give, "share", c->rc[i]);
+        s->counters.fresh_hypercalls += !before;
+        if (c->rc[i]) {
+            undecided[(*nundecided)++] = pages[i];
+        } else if (before) {
+            s->counters.given_again++;
+        } else {
+            s->counters.given_fresh++;
+        }
+    }
+}
+
+/*
+ * Pages that were nominated, and may be shared or not: none stays so.  If that
+ * fails for want of memory, a page is read in the ordinary way all the same.
+ */
+static void undo(DedupStore *s, Page *pages, unsigned n)
+{
+    bool all[DEDUP_BATCH];
+
+    memset(all, true, sizeof(all));
+    make_private(s, pages, all, n);
+}
+
+/* Keep the guest from making large mappings of what has been split. */
+static bool pause_guest(DedupStore *s)
+{
+    if (xen_memshr_regions_stay_split()) {
+        return true;
+    }
+    xen_memshr_count_calls(s, 1, 1);
+    return !xc_domain_pause(s->xc, xen_domid);
+}
+
+static void unpause_guest(DedupStore *s)
+{
+    if (!xen_memshr_regions_stay_split()) {
+        xen_memshr_count_calls(s, 1, 1);
+        if (xc_domain_unpause(s->xc, xen_domid)) {
+            error_report("dedup-share: domain %u could not be unpaused: %s",
+                         xen_domid, strerror(errno));
+        }
+    }
+}
+
+static void give_pages(DedupStore *s, Page *pages, unsigned n)
+{
+    Page undecided[DEDUP_BATCH];
+    unsigned i, nundecided = 0;
 
     if (!n) {
         return;
     }
-    for (i = 0; i < n; i++) {
-        gfns[i] = gives[i]->dest.gfn;
-    }
-    xen_memshr_decrease(c, xen_domid, gfns, n);
-    for (i = 0; i < n; i++) {
-        xen_memshr_plug(c, s->domain.domid, xen_store_gfn(gives[i]->slot),
-                        gives[i]->word, xen_domid, gfns[i]);
-    }
-    xen_memshr_calls_make(c);
-    for (i = 0; i < n; i++) {
-        long rc = c->rc[i + 1];
-
-        finish(gives[i], "plug", rc);
-        s->counters.given_replaced += rc == 0;
-        /* those that were taken out are the first rc[0] */
-        if (rc && (long)i < c->rc[0]) {
-            fill_hole(s, gfns[i]);
+    if (!pause_guest(s)) {
+        for (i = 0; i < n; i++) {
+            finish(pages[i].give, "pause", -errno);
         }
+        return;
     }
+    n = prepare(s, pages, n);
+    n = nominate(s, pages, n, undecided, &nundecided);
+    unpause_guest(s);
+    share(s, pages, n, undecided, &nundecided);
+    undo(s, undecided, nundecided);
 }
 
-/* Sort pages that were given before by what Xen says they are now. */
-static void ask(DedupStore *s, DedupGive **given, unsigned n,
-                DedupGive **private, unsigned *nprivate,
-                DedupGive **shared, unsigned *nshared)
-{
-    XenMemshrCalls *c = &s->calls;
-    unsigned i;
-
-    for (i = 0; i < n; i++) {
-        xen_memshr_count(c, xen_domid, given[i]->dest.gfn);
-    }
-    xen_memshr_calls_make(c);
-    for (i = 0; i < n; i++) {
-        if (c->rc[i] >= 1) {
-            shared[(*nshared)++] = given[i];
-        } else if (c->rc[i] == -EINVAL) {
-            private[(*nprivate)++] = given[i];
-        } else {
-            finish(given[i], "count", c->rc[i] ?: -EIO);
-        }
-    }
-}
-
-static void give_fresh(DedupStore *s, DedupGive **fresh, unsigned n)
-{
-    uint64_t before;
-
-    n = split_regions(s, fresh, n);
-    before = s->calls.hypercalls;
-    s->counters.given_fresh += give_private(s, fresh, n);
-    s->counters.fresh_hypercalls += s->calls.hypercalls - before;
-}
-
-static void give_again(DedupStore *s, DedupGive **given, unsigned n)
-{
-    DedupGive *private[DEDUP_BATCH], *shared[DEDUP_BATCH];
-    unsigned nprivate = 0, nshared = 0;
-
-    ask(s, given, n, private, &nprivate, shared, &nshared);
-    nprivate = split_regions(s, private, nprivate);
-    s->counters.given_again += give_private(s, private, nprivate);
-    give_replace(s, shared, nshared);
-}
+/* --- which pages --------------------------------------------------------- */
 
 /* A page that is granted: is it still? */
 static bool is_granted(DedupStore *s, const DedupDest *dest)
@@ -251,35 +318,6 @@ static bool is_granted(DedupStore *s, const DedupDest *dest)
     return !dest->by_grant ||
            (xen_memshr_grant_gfn(s, dest->ref, dest->peer, &gfn) &&
             gfn == dest->gfn);
-}
-
-/* Begin with each page: those that were never given, and the others. */
-static void begin(DedupStore *s, DedupGive *gives, unsigned n,
-                  DedupGive **fresh, unsigned *nfresh,
-                  DedupGive **given, unsigned *ngiven)
-{
-    unsigned i;
-
-    for (i = 0; i < n; i++) {
-        if (!is_granted(s, &gives[i].dest)) {
-            gives[i].result = DEDUP_GRANT;
-            continue;
-        }
-        switch (xen_memshr_gfn_begin(gives[i].dest.gfn)) {
-        case XEN_MEMSHR_GFN_BUSY:
-            gives[i].result = DEDUP_BUSY;
-            break;
-        case XEN_MEMSHR_GFN_FULL:
-            gives[i].result = DEDUP_STORE_FULL;
-            break;
-        case XEN_MEMSHR_GFN_FRESH:
-            fresh[(*nfresh)++] = &gives[i];
-            break;
-        case XEN_MEMSHR_GFN_GIVEN:
-            given[(*ngiven)++] = &gives[i];
-            break;
-        }
-    }
 }
 
 bool xen_memshr_held(DedupStore *s, const DedupDest *dest)
@@ -301,43 +339,46 @@ void xen_memshr_let_go(DedupStore *s, const DedupDest *dest)
 }
 
 /*
- * QEMU must not have a page mapped that is given: it would be refused, or, if
- * it is replaced, QEMU would go on writing to a page that the guest no longer
- * has.  Of @gives, keep those that are not mapped; returns how many.
+ * QEMU must not have a page mapped that is given: Xen would refuse, or, if it
+ * is unshared, QEMU would go on writing to a page that the guest no longer has.
  */
-static unsigned unmap(DedupStore *s, DedupGive **gives, unsigned n)
+static bool is_mapped(DedupStore *s, uint64_t gfn)
 {
-    unsigned i, kept = 0;
-
-    for (i = 0; i < n; i++) {
-        uint64_t gfn = gives[i]->dest.gfn;
-
-        if (bql_locked()) {
-            xen_memshr_count_calls(s, 0, xen_memshr_mapcache_forget(gfn));
-        }
-        if (xen_memshr_mapcache_has(gfn, false)) {
-            finish(gives[i], "map cache", -E2BIG);
-        } else {
-            gives[kept++] = gives[i];
-        }
+    if (bql_locked()) {
+        xen_memshr_count_calls(s, 0, xen_memshr_mapcache_forget(gfn));
     }
-    return kept;
+    return xen_memshr_mapcache_has(gfn, false);
 }
 
-static void end(DedupGive **gives, unsigned n)
+/* Choose the pages to be tried; the map cache leaves them out from now on. */
+static unsigned choose(DedupStore *s, DedupGive *gives, unsigned n,
+                       Page *pages)
 {
-    unsigned i;
+    unsigned i, npages = 0;
 
     for (i = 0; i < n; i++) {
-        xen_memshr_gfn_end(gives[i]->dest.gfn);
+        DedupGive *g = &gives[i];
+
+        if (!is_granted(s, &g->dest)) {
+            g->result = DEDUP_GRANT;
+        } else if (is_mapped(s, g->dest.gfn)) {
+            finish(g, "map cache", -E2BIG);
+        } else {
+            pages[npages++] = (Page) {
+                .give = g,
+                .given_before = xen_memshr_gfn_given(g->dest.gfn),
+            };
+            xen_memshr_gfn_set_given(g->dest.gfn);
+        }
     }
+    return npages;
 }
 
 void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n)
 {
-    DedupGive *fresh[DEDUP_BATCH], *given[DEDUP_BATCH], *begun[DEDUP_BATCH];
-    unsigned i, nfresh = 0, ngiven = 0, nbegun;
+    Page pages[DEDUP_BATCH];
     uint64_t hypercalls, system_calls;
+    unsigned i;
 
     QEMU_LOCK_GUARD(&s->lock);
     if (global_dirty_tracking) {        /* may have begun after resolve() */
@@ -348,16 +389,9 @@ void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n)
     }
     hypercalls = s->calls.hypercalls + s->other_hypercalls;
     system_calls = s->calls.system_calls + s->other_system_calls;
-    begin(s, gives, n, fresh, &nfresh, given, &ngiven);
-    /* the lists get shorter below, and all that was begun must end */
-    memcpy(begun, fresh, nfresh * sizeof(*begun));
-    memcpy(begun + nfresh, given, ngiven * sizeof(*begun));
-    nbegun = nfresh + ngiven;
     xen_memshr_mapcache_lock();
-    give_fresh(s, fresh, unmap(s, fresh, nfresh));
-    give_again(s, given, unmap(s, given, ngiven));
+    give_pages(s, pages, choose(s, gives, n, pages));
     xen_memshr_mapcache_unlock();
-    end(begun, nbegun);
     s->counters.give_hypercalls += s->calls.hypercalls + s->other_hypercalls -
                                    hypercalls;
     s->counters.give_system_calls += s->calls.system_calls +

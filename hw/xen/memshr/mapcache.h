@@ -9,9 +9,9 @@
 #ifndef HW_XEN_MEMSHR_MAPCACHE_H
 #define HW_XEN_MEMSHR_MAPCACHE_H
 
-/* --- domain.c, for the map cache ---------------------------------------- */
+/* --- gfn.c, for the map cache -------------------------------------------- */
 
-/* May @gfn ever have been given?  False if no record is open. */
+/* Has this process ever given a frame to @gfn?  A hint. */
 #ifdef CONFIG_DEDUP_SHARE
 bool xen_memshr_gfn_given(uint64_t gfn);
 #else

@@ -21,7 +21,7 @@
 
 /* --- call.c: many memory operations in one system call ------------------- */
 
-#define MEMSHR_MAX_CALLS (DEDUP_BATCH + 1)
+#define MEMSHR_MAX_CALLS (2 * DEDUP_BATCH)
 
 /*
  * A list of operations to be made in one multicall, in order.  Not thread
@@ -32,8 +32,6 @@ typedef struct XenMemshrCalls {
     void *buf;                  /* hypercall-safe memory of all below */
     multicall_entry_t *entries;
     xen_mem_sharing_op_t *ops;
-    struct xen_memory_reservation *reservation;
-    xen_pfn_t *extents;
     unsigned n;
     long rc[MEMSHR_MAX_CALLS];
     uint64_t hypercalls;        /* made since init */
@@ -49,14 +47,8 @@ unsigned xen_memshr_share(XenMemshrCalls *c, uint32_t source,
                           uint64_t source_gfn, uint64_t source_handle,
                           uint32_t client, uint64_t client_gfn,
                           uint64_t client_handle);
-unsigned xen_memshr_plug(XenMemshrCalls *c, uint32_t source,
-                         uint64_t source_gfn, uint64_t source_handle,
-                         uint32_t client, uint64_t client_gfn);
 /* Result: how many gfns share the page; -EINVAL: it is not shared. */
 unsigned xen_memshr_count(XenMemshrCalls *c, uint32_t domid, uint64_t gfn);
-/* At most once a list.  Result: how many of @n were removed. */
-unsigned xen_memshr_decrease(XenMemshrCalls *c, uint32_t domid,
-                             const uint64_t *gfns, unsigned n);
 
 /* Make them.  If the multicall itself fails, every result is -EIO. */
 void xen_memshr_calls_make(XenMemshrCalls *c);
@@ -71,7 +63,6 @@ uint64_t xen_memshr_handle(XenMemshrCalls *c, unsigned i);
 typedef struct XenStoreDomain {
     uint32_t domid;
     uint32_t nframes;
-    uint64_t spare_handle;      /* of the frame behind the last slot */
     /*
      * A page of the domain, mapped read-only.  As long as somebody maps a page
      * that a domain owns (a frame is owned by dom_cow) it keeps its domid, even
@@ -98,6 +89,10 @@ bool xen_store_domain_attach(XenStoreDomain *d, xc_interface *xc,
                              xenforeignmemory_handle *fmem, uint32_t nframes,
                              const DedupStoreId *id, Error **errp);
 void xen_store_domain_detach(XenStoreDomain *d, xenforeignmemory_handle *fmem);
+/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
+int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
+                           xc_domaininfo_t *info);
+
 /* Destroy it.  Guests that share its frames keep their content. */
 void xen_store_domain_destroy(xc_interface *xc, uint32_t domid);
 /* Destroy all domains with the handle @uuid. */
@@ -158,50 +153,29 @@ void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n);
 bool xen_memshr_held(DedupStore *s, const DedupDest *dest);
 void xen_memshr_let_go(DedupStore *s, const DedupDest *dest);
 
-/* --- domain.c: which gfns of this QEMU's guest were ever given ----------- */
+/* --- gfn.c: what this process knows of its guest's gfns ------------------ */
 
 /*
- * What is known of a gfn.  Held in memory that all processes serving the
- * domain map, until the domain is gone.
- *
- * Invariants
- *
- * - A gfn is marked given before it is first given, and never unmarked: an
- *   unmarked gfn is not shared.  Sharing onto a gfn that is shared by others
- *   would bring the host down.
- * - Between xen_memshr_gfn_begin() and _end() nobody else gives to the gfn,
- *   in whatever process and group.  Nobody waits for it: the second is
- *   refused.  A process killed in between leaves the gfn busy for ever,
- *   which costs only its being shared.
+ * Hints.  A gfn that was given a frame may still share it; the map cache
+ * leaves it out of what it maps (mapcache.h).  Nothing is unsafe if they are
+ * wrong: another process may have given to the gfn, or the guest have written
+ * to it.  Any thread.
  */
-typedef enum XenMemshrGfn {
-    XEN_MEMSHR_GFN_BUSY,        /* refused */
-    XEN_MEMSHR_GFN_FULL,        /* refused: no memory to remember it in */
-    XEN_MEMSHR_GFN_FRESH,       /* begun; was never given, so is private */
-    XEN_MEMSHR_GFN_GIVEN,       /* begun; may be shared: ask Xen */
-} XenMemshrGfn;
 
-/*
- * Open the record of domain @domid for this process, if it is not open; for
- * as long as the process lives.
- * Fails if it cannot be known which gfns are shared.
- */
-bool xen_memshr_domain_open(uint32_t domid, xc_interface *xc, Error **errp);
+/* Begin; Xen's command line is looked at.  Main loop, before the first give. */
+void xen_memshr_gfns_open(xc_interface *xc);
 
-XenMemshrGfn xen_memshr_gfn_begin(uint64_t gfn);
-void xen_memshr_gfn_end(uint64_t gfn);
+void xen_memshr_gfn_set_given(uint64_t gfn);
 
 /*
  * Is the 2 MiB region around @gfn mapped by single pages for sure?  Only if it
- * was split once, and guests cannot make large mappings, nor have their memory
- * changed by others.
+ * was split once, and stays so.
  */
 #define MEMSHR_REGION_GFNS 512
 bool xen_memshr_region_is_split(uint64_t gfn);
 void xen_memshr_region_set_split(uint64_t gfn);
 
-/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
-int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
-                           xc_domaininfo_t *info);
+/* Does what is split stay so: can guests not make large mappings? */
+bool xen_memshr_regions_stay_split(void);
 
 #endif /* HW_XEN_MEMSHR_H */

@@ -4,10 +4,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * An HVM domain without a running vCPU, kernel or device model.  Slot n of
- * the store is its gfn MEMSHR_GFN_BASE + n.  The frame behind the last slot
- * is the spare one: sealed when the domain is made and never evicted, it can
- * be plugged into a hole of a guest when no memory is left for anything else.
- * The page behind that is never a frame; it is there to be mapped.
+ * the store is its gfn MEMSHR_GFN_BASE + n.  The page behind the last slot is
+ * never a frame; it is there to be mapped.
  */
 
 #include "qemu/osdep.h"
@@ -54,6 +52,15 @@ void xen_store_domain_destroy(xc_interface *xc, uint32_t domid)
     }
 }
 
+int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
+                           xc_domaininfo_t *info)
+{
+    /* the first domain from domid on */
+    int n = xc_domain_getinfolist(xc, domid, 1, info);
+
+    return n == 1 ? info->domain == domid : n;
+}
+
 static bool is_that(const xc_domaininfo_t *info, const uint8_t uuid[16])
 {
     return !(info->flags & XEN_DOMINF_dying) &&
@@ -84,7 +91,7 @@ static bool is_there(xc_interface *xc, const DedupStoreId *id)
 /* Map the page that is there for it; see XenStoreDomain. */
 static bool pin(XenStoreDomain *d, xenforeignmemory_handle *fmem)
 {
-    xen_pfn_t page = xen_store_gfn(d->nframes + 1);
+    xen_pfn_t page = xen_store_gfn(d->nframes);
 
     /* without an array for errors it succeeds as a whole or fails */
     d->pin = xenforeignmemory_map(fmem, d->domid, PROT_READ, 1, &page, NULL);
@@ -95,9 +102,7 @@ bool xen_store_domain_attach(XenStoreDomain *d, xc_interface *xc,
                              xenforeignmemory_handle *fmem, uint32_t nframes,
                              const DedupStoreId *id, Error **errp)
 {
-    *d = (XenStoreDomain) {
-        .domid = id->domid, .nframes = nframes, .spare_handle = id->word,
-    };
+    *d = (XenStoreDomain) { .domid = id->domid, .nframes = nframes };
     /* pinned first: then it stays the one that is_there() has looked at */
     if (pin(d, fmem) && is_there(xc, id)) {
         return true;
@@ -136,20 +141,17 @@ static bool make_domain(XenStoreDomain *d, xc_interface *xc,
     return !xc_domain_create(xc, &d->domid, &config);
 }
 
-/* Let it hold the frames, and seal the spare one. */
+/* Let it hold the frames. */
 static bool equip_domain(XenStoreDomain *d, xc_interface *xc)
 {
-    xen_pfn_t pages[] = {
-        xen_store_gfn(d->nframes), xen_store_gfn(d->nframes + 1),
-    };
+    xen_pfn_t page = xen_store_gfn(d->nframes);
     uint64_t max_kb = ((uint64_t)d->nframes + 64) * (XC_PAGE_SIZE / KiB);
 
     return !xc_set_paging_mempool_size(xc, d->domid,
                                        paging_pool(d->nframes)) &&
            !xc_memshr_control(xc, d->domid, 1) &&
            !xc_domain_setmaxmem(xc, d->domid, max_kb) &&
-           !xc_domain_populate_physmap_exact(xc, d->domid, 2, 0, 0, pages) &&
-           !xc_memshr_nominate_gfn(xc, d->domid, pages[0], &d->spare_handle);
+           !xc_domain_populate_physmap_exact(xc, d->domid, 1, 0, 0, &page);
 }
 
 bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
@@ -179,6 +181,5 @@ bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
     }
     set_name(d->domid, group);
     id->domid = d->domid;
-    id->word = d->spare_handle;
     return true;
 }

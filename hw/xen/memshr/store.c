@@ -76,11 +76,11 @@ static DedupStore *xen_store_open(const char *group, int dirfd,
 {
     DedupStore *s = g_new0(DedupStore, 1);
 
-    if (!open_handles(s, errp) ||
-        !xen_memshr_domain_open(xen_domid, s->xc, errp)) {
+    if (!open_handles(s, errp)) {
         close_handles(s);
         return NULL;
     }
+    xen_memshr_gfns_open(s->xc);
     if (!(create ? xen_store_domain_create(&s->domain, s->xc, s->fmem, group,
                                            nframes, id, errp)
                  : xen_store_domain_attach(&s->domain, s->xc, s->fmem, nframes,

@@ -23,10 +23,10 @@
 
 enum kind {
     NONE,
-    NOMINATE, SHARE, PLUG, COUNT, DECREASE,     /* entries of a multicall */
+    NOMINATE, SHARE, COUNT,                     /* entries of a multicall */
     MULTICALL,                                  /* the whole */
     STORE_POPULATE, STORE_MAP,                  /* of the store domain */
-    HOLE_POPULATE, HOLE_SPARE, SPLIT,           /* of the guest */
+    PRIVATE, PAUSE,                             /* of the guest */
 };
 
 struct rule {
@@ -82,15 +82,11 @@ static enum kind kind_of(const multicall_entry_t *e)
 {
     const xen_mem_sharing_op_t *op = (void *)(uintptr_t)e->args[1];
 
-    if (e->args[0] == XENMEM_decrease_reservation) {
-        return DECREASE;
-    }
     if (e->args[0] != XENMEM_sharing_op) {
         return NONE;
     }
     return op->op == XENMEM_sharing_op_nominate_gfn ? NOMINATE :
            op->op == XENMEM_sharing_op_share ? SHARE :
-           op->op == XENMEM_sharing_op_add_physmap ? PLUG :
            op->op == XENMEM_sharing_op_debug_gfn ? COUNT : NONE;
 }
 
@@ -137,8 +133,7 @@ int xencall2(xencall_handle *xcall, unsigned int op, uint64_t arg1,
     ret = REAL(xencall2)(xcall, op, arg1, arg2);
     for (i = 0; i < arg2; i++) {
         if (failed[i]) {
-            entries[i].result = kind_of(&entries[i]) == DECREASE ? 0
-                                                                 : results[i];
+            entries[i].result = results[i];
         }
     }
     return ret;
@@ -161,22 +156,10 @@ int xc_domain_populate_physmap(xc_interface *xch, uint32_t domid,
                                             extents);
 }
 
-int xc_domain_populate_physmap_exact(xc_interface *xch, uint32_t domid,
-                                     unsigned long nr, unsigned int order,
-                                     unsigned int flags, xen_pfn_t *extents)
+int xc_domain_pause(xc_interface *xch, uint32_t domid)
 {
-    FAIL(HOLE_POPULATE, -1);
-    return REAL(xc_domain_populate_physmap_exact)(xch, domid, nr, order, flags,
-                                                  extents);
-}
-
-int xc_memshr_add_to_physmap(xc_interface *xch, uint32_t source,
-                             unsigned long source_gfn, uint64_t source_handle,
-                             uint32_t client, unsigned long client_gfn)
-{
-    FAIL(HOLE_SPARE, -1);
-    return REAL(xc_memshr_add_to_physmap)(xch, source, source_gfn,
-                                          source_handle, client, client_gfn);
+    FAIL(PAUSE, -1);
+    return REAL(xc_domain_pause)(xch, domid);
 }
 
 void *xenforeignmemory_map(xenforeignmemory_handle *fmem, uint32_t domid,
@@ -190,6 +173,6 @@ void *xenforeignmemory_map(xenforeignmemory_handle *fmem, uint32_t domid,
 int xendevicemodel_set_mem_type(xendevicemodel_handle *dmod, domid_t domid,
                                 uint32_t type, uint64_t gfn, uint32_t n)
 {
-    FAIL(SPLIT, -1);
+    FAIL(PRIVATE, -1);
     return REAL(xendevicemodel_set_mem_type)(dmod, domid, type, gfn, n);
 }

@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include <xenctrl.h>
 #include <xencall.h>
+#include <xendevicemodel.h>
 #include <xenforeignmemory.h>
 #include <xen/grant_table.h>
 #include <xen/memory.h>
@@ -29,8 +30,8 @@
 #define FRAMES          64
 #define STORE_GFN       0x20000         /* any will do */
 #define WORDS           (PAGE / 4)
-#define BATCH           16
-#define NO_PAGE         0xffffffff      /* what a guest reads from a hole */
+#define BATCH           32
+#define SHARES          16
 
 /* Xen's own codes, which are negative; they come back as errno. */
 #define CLIENT_INVALID  (-XENMEM_SHARING_OP_C_HANDLE_INVALID)
@@ -38,6 +39,7 @@
 
 static xc_interface *xc;
 static xenforeignmemory_handle *foreign;
+static xendevicemodel_handle *model;
 static uint32_t store, guest[2];
 static volatile struct mailbox *mailbox[2];
 static uint64_t frame[FRAMES];          /* the handles of sealed frames */
@@ -159,12 +161,6 @@ static int punch(int g, uint64_t gfn)
 
     return error(xc_domain_decrease_reservation_exact(xc, guest[g], 1, 0,
                                                       &extent));
-}
-
-static int plug(int f, int g, uint64_t gfn, uint64_t handle)
-{
-    return error(xc_memshr_add_to_physmap(xc, store, STORE_GFN + f, handle,
-                                          guest[g], gfn));
 }
 
 static int references(int f)
@@ -322,42 +318,6 @@ static void stale_handles(void)
     expect(share_handle(1, 1, 0x801, handle), 0, "with both right, it works");
 }
 
-static void holes_and_plugs(void)
-{
-    xen_pfn_t extent = 0x802;
-
-    expect(plug(2, 0, 0x802, frame[2]), CLIENT_INVALID,
-           "plug onto a populated gfn");
-    expect(punch(0, 0x802), 0, "decrease_reservation of a guest's gfn");
-    fact(guest_reads(0, 0x802) == NO_PAGE, "leaves a hole that reads as ~0");
-    expect(plug(2, 0, 0x802, frame[2] + 100000), SOURCE_INVALID,
-           "plug of a stale frame");
-    expect(plug(2, 0, 0x802, frame[2]), 0, "plug into the hole");
-    fact(guest_reads(0, 0x802) == frame_word(2), "gives the frame");
-    expect(punch(0, 0x802), 0, "punch where a frame is shared");
-    expect(plug(3, 0, 0x802, frame[3]), 0, "and plug another one");
-    fact(guest_reads(0, 0x802) == frame_word(3) && references(2) == 1,
-         "replaces a shared frame safely");
-    must(punch(0, 0x802), "punch");
-    expect(error(xc_domain_populate_physmap_exact(xc, guest[0], 1, 0, 0,
-                                                  &extent)), 0,
-           "a hole can be filled again with memory");
-}
-
-static void orphan_mapping(void)
-{
-    volatile uint32_t *page;
-
-    guest_writes(0, 0x803, 0x33333333);
-    page = map(guest[0], 0x803, 1, PROT_READ | PROT_WRITE);
-    expect(punch(0, 0x803), 0, "punching works under a mapping of dom0");
-    must(plug(4, 0, 0x803, frame[4]), "plug");
-    fact(*page == 0x33333333, "which goes on showing the orphaned page");
-    *page = 0x44444444;
-    fact(guest_reads(0, 0x803) == frame_word(4), "and writes into nowhere");
-    unmap((void *)page, 1);
-}
-
 static void foreign_maps(void)
 {
     volatile uint32_t *page;
@@ -378,25 +338,28 @@ static void foreign_maps(void)
 static multicall_entry_t *entries;
 static xen_mem_sharing_op_t *ops;
 
-static bool multicall(xencall_handle *call)
+static bool multicall(xencall_handle *call, int n)
 {
     int i;
 
-    memset(entries, 0, BATCH * sizeof(*entries));
-    for (i = 0; i < BATCH; i++) {
+    memset(entries, 0, n * sizeof(*entries));
+    for (i = 0; i < n; i++) {
         entries[i].op = __HYPERVISOR_memory_op;
         entries[i].args[0] = XENMEM_sharing_op;
         entries[i].args[1] = (unsigned long)&ops[i];
     }
-    if (xencall2(call, __HYPERVISOR_multicall, (unsigned long)entries, BATCH)) {
-        return false;
+    return !xencall2(call, __HYPERVISOR_multicall, (unsigned long)entries, n);
+}
+
+/* Have the first @n entries the result @want? */
+static bool results(int n, long want)
+{
+    int i = 0;
+
+    while (i < n && (long)entries[i].result == want) {
+        i++;
     }
-    for (i = 0; i < BATCH; i++) {
-        if (entries[i].result) {
-            return false;
-        }
-    }
-    return true;
+    return i == n;
 }
 
 static void nominate_op(int i, uint64_t gfn)
@@ -408,16 +371,23 @@ static void nominate_op(int i, uint64_t gfn)
     };
 }
 
-static void share_op(int i, uint64_t gfn)
+static void count_op(int i, uint64_t gfn)
 {
-    uint64_t handle = ops[i].u.nominate.handle;
+    ops[i] = (xen_mem_sharing_op_t) {
+        .op = XENMEM_sharing_op_debug_gfn,
+        .domain = guest[1],
+        .u.debug.u.gfn = gfn,
+    };
+}
 
+static void share_op(int i, int f, uint64_t gfn, uint64_t handle)
+{
     ops[i] = (xen_mem_sharing_op_t) {
         .op = XENMEM_sharing_op_share,
         .domain = store,
         .u.share = {
-            .source_gfn = STORE_GFN + 16 + i,
-            .source_handle = frame[16 + i],
+            .source_gfn = STORE_GFN + f,
+            .source_handle = frame[f],
             .client_gfn = gfn,
             .client_handle = handle,
             .client_domain = guest[1],
@@ -425,28 +395,194 @@ static void share_op(int i, uint64_t gfn)
     };
 }
 
-static void multicalls(void)
+static void multicalls(xencall_handle *call)
 {
-    xencall_handle *call = xencall_open(NULL, 0);
     bool right = true;
     int i;
 
-    must(!call, "xencall_open");
-    entries = xencall_alloc_buffer_pages(call, 1);
-    ops = xencall_alloc_buffer_pages(call, 1);
-    for (i = 0; i < BATCH; i++) {
+    for (i = 0; i < SHARES; i++) {
         nominate_op(i, 0x900 + i);
     }
-    fact(multicall(call), "16 nominations in one system call");
-    for (i = 0; i < BATCH; i++) {
-        share_op(i, 0x900 + i);
+    fact(multicall(call, SHARES) && results(SHARES, 0),
+         "16 nominations in one system call");
+    for (i = 0; i < SHARES; i++) {
+        share_op(i, 16 + i, 0x900 + i, ops[i].u.nominate.handle);
     }
-    fact(multicall(call), "16 shares in the next");
-    for (i = 0; i < BATCH; i++) {
+    fact(multicall(call, SHARES) && results(SHARES, 0),
+         "16 shares in the next");
+    for (i = 0; i < SHARES; i++) {
         right &= guest_reads(1, 0x900 + i) == frame_word(16 + i);
     }
     fact(right, "and each page is the right one");
-    xencall_close(call);
+}
+
+/* Making private: what it does, and that it loses nothing. */
+
+static int make_private(int g, uint64_t gfn, unsigned n)
+{
+    return error(xendevicemodel_set_mem_type(model, guest[g], HVMMEM_ram_rw,
+                                             gfn, n));
+}
+
+static void private_pages(void)
+{
+    uint64_t handle = 0, pages;
+    bool right = true;
+    int i;
+
+    must(share(6, 0, 0x840), "share");
+    must(share(6, 1, 0x840), "share");
+    pages = info(guest[0]).nr_pages;
+    expect(make_private(0, 0x840, 1), 0, "set_mem_type of a shared page");
+    fact(references(6) == 2 && info(guest[0]).nr_pages == pages + 1,
+         "unshares it");
+    fact(guest_reads(0, 0x840) == frame_word(6) &&
+         guest_reads(1, 0x840) == frame_word(6), "and keeps its content");
+    for (i = 0; i < 16; i += 2) {
+        must(share(32 + i, 1, 0x850 + i), "share");
+    }
+    guest_writes(1, 0x851, 0x51515151);
+    must(nominate(1, 0x853, &handle), "nominate");
+    expect(make_private(1, 0x850, 16), 0,
+           "a run of shared, private and nominated pages in one call");
+    for (i = 0; i < 16; i += 2) {
+        right &= references(32 + i) == 1 &&
+                 guest_reads(1, 0x850 + i) == frame_word(32 + i);
+    }
+    fact(right && guest_reads(1, 0x851) == 0x51515151,
+         "makes all private, with their content");
+    expect(share_handle(7, 1, 0x853, handle), CLIENT_INVALID,
+           "a nomination from before is no longer good for a share");
+}
+
+static void private_without_memory(void)
+{
+    xc_dominfo_t before = info(guest[1]);
+
+    must(share(8, 0, 0x841), "share");
+    must(share(8, 1, 0x841), "share");
+    must(xc_domain_setmaxmem(xc, guest[1], info(guest[1]).nr_pages * 4),
+         "setmaxmem");
+    expect(make_private(1, 0x841, 1), EAGAIN, "set_mem_type without memory");
+    fact(references(8) == 3 && guest_reads(1, 0x841) == frame_word(8),
+         "leaves the page as it is");
+    must(xc_domain_setmaxmem(xc, guest[1], before.max_memkb), "setmaxmem");
+    expect(make_private(1, 0x841, 1), 0, "and works later");
+    fact(!info(guest[1]).crashed, "the guest is well");
+}
+
+/* References of a page that was nominated, by one multicall. */
+
+static long count_after_nominate(xencall_handle *call, uint64_t gfn,
+                                 uint64_t *handle)
+{
+    nominate_op(0, gfn);
+    count_op(1, gfn);
+    must(!multicall(call, 2), "multicall");
+    if (entries[0].result) {
+        return (long)entries[0].result;
+    }
+    *handle = ops[0].u.nominate.handle;
+    return (long)entries[1].result;
+}
+
+static void counts(xencall_handle *call)
+{
+    xen_pfn_t gone = STORE_GFN + 9;
+    uint64_t handle;
+
+    fact(count_after_nominate(call, 0x860, &handle) == 1,
+         "a fresh page has one reference when it was nominated");
+    fact(count_after_nominate(call, 0x860, &handle) == 1, "and later");
+    must(share(10, 1, 0x861), "share");
+    fact(count_after_nominate(call, 0x861, &handle) == 2 &&
+         handle == frame[10], "one that has a frame has more, and its handle");
+    must(share(9, 1, 0x862), "share");
+    must(xc_domain_decrease_reservation_exact(xc, store, 1, 0, &gone),
+         "evict");
+    fact(count_after_nominate(call, 0x862, &handle) == 1,
+         "one whose frame was evicted has one");
+    expect(share_handle(11, 1, 0x862, handle), 0, "and can be shared onto");
+    fact(guest_reads(1, 0x862) == frame_word(11), "it has the new frame");
+}
+
+/*
+ * Two that give to one gfn, each of which has nominated it and counted one
+ * reference before the other goes on.
+ */
+static void two_at_once(xencall_handle *call)
+{
+    uint64_t first = 0, second = 0;
+
+    fact(count_after_nominate(call, 0x870, &first) == 1 &&
+         count_after_nominate(call, 0x870, &second) == 1 && first == second,
+         "two requests for one page count one reference each");
+    expect(share_handle(12, 1, 0x870, second), 0, "the one shares");
+    expect(share_handle(13, 1, 0x870, first), CLIENT_INVALID,
+           "and then the other cannot");
+    fact(guest_reads(1, 0x870) == frame_word(12) && references(12) == 2 &&
+         references(13) == 1, "the page has the frame of the first");
+    must(make_private(1, 0x870, 1), "make private");
+    expect(share_handle(13, 1, 0x870, first), CLIENT_INVALID,
+           "nor when the page is private again");
+    fact(count_after_nominate(call, 0x870, &second) == 1 && second != first,
+         "a page that is nominated anew has another handle");
+    expect(share_handle(13, 1, 0x870, second), 0, "which is good");
+    must(make_private(1, 0x870, 1), "make private");
+}
+
+/* --- what giving costs ---------------------------------------------------- */
+
+#define ROUNDS 200
+
+static double now_us(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
+}
+
+/* Give SHARES frames to private pages; with a count or without.  In us. */
+static double give_all(xencall_handle *call, bool count)
+{
+    int step = count ? 2 : 1, i;
+    uint64_t handles[SHARES];
+    double start = now_us();
+
+    for (i = 0; i < SHARES; i++) {
+        nominate_op(step * i, 0x880 + i);
+        if (count) {
+            count_op(step * i + 1, 0x880 + i);
+        }
+    }
+    must(!multicall(call, step * SHARES), "multicall");
+    for (i = 0; i < SHARES; i++) {
+        handles[i] = ops[step * i].u.nominate.handle;
+    }
+    for (i = 0; i < SHARES; i++) {
+        share_op(i, 16 + i, 0x880 + i, handles[i]);
+    }
+    must(!multicall(call, SHARES) || !results(SHARES, 0), "share");
+    return now_us() - start;
+}
+
+static void costs(xencall_handle *call)
+{
+    double us[2] = { 0, 0 }, private = 0, start;
+    int i;
+
+    must(make_private(1, 0x880, SHARES), "make private");
+    for (i = 0; i < 2 * ROUNDS; i++) {
+        us[i % 2] += give_all(call, i % 2);
+        start = now_us();
+        must(make_private(1, 0x880, SHARES), "make private");
+        private += now_us() - start;
+    }
+    printf("cost: a page, %d rounds of %d: %.1f us to nominate and share, "
+           "%.1f with a count, %.1f to make private before\n", ROUNDS, SHARES,
+           us[0] / ROUNDS / SHARES, us[1] / ROUNDS / SHARES,
+           private / 2 / ROUNDS / SHARES);
 }
 
 static void evictions(void)
@@ -552,6 +688,7 @@ static void no_memory(void)
 
 int main(int argc, char **argv)
 {
+    xencall_handle *call;
     int g;
 
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -561,7 +698,8 @@ int main(int argc, char **argv)
     }
     xc = xc_interface_open(NULL, NULL, 0);
     foreign = xenforeignmemory_open(NULL, 0);
-    must(!xc || !foreign, "open");
+    model = xendevicemodel_open(NULL, 0);
+    must(!xc || !foreign || !model, "open");
     for (g = 0; g < 2; g++) {
         guest[g] = atoi(argv[1 + g]);
         mailbox[g] = map(guest[g], MAILBOX_GFN, 1, PROT_READ | PROT_WRITE);
@@ -574,10 +712,18 @@ int main(int argc, char **argv)
     mapped_client();
     guest_write();
     stale_handles();
-    holes_and_plugs();
-    orphan_mapping();
     foreign_maps();
-    multicalls();
+    call = xencall_open(NULL, 0);
+    must(!call, "xencall_open");
+    entries = xencall_alloc_buffer_pages(call, 1);
+    ops = xencall_alloc_buffer_pages(call, 2);
+    multicalls(call);
+    private_pages();
+    private_without_memory();
+    counts(call);
+    two_at_once(call);
+    costs(call);
+    xencall_close(call);
     evictions();
     claims();
     grants();

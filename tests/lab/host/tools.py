@@ -15,7 +15,8 @@ def programs(lab_dir):
                   dom0 / "labxen.c", "-lxenctrl", "-lxenforeignmemory",
                   "-lxenstore")
         cache.run(log, *gcc, "-o", out / "xen-facts", dom0 / "xen-facts.c",
-                  "-lxenctrl", "-lxenforeignmemory", "-lxencall")
+                  "-lxenctrl", "-lxenforeignmemory", "-lxencall",
+                  "-lxendevicemodel")
 
         cache.run(log, *gcc, "-shared", "-fPIC", "-o", out / "labfault.so",
                   dom0 / "labfault.c")

@@ -25,6 +25,11 @@ ONTO_FRESH = (
      "changed", 3),
     ("share: the frame is gone", [(f.SHARE, {"result": -10, "skip": N - 1})],
      "evicted", 1),
+    ("count: somebody else has given it one",
+     [(f.COUNT, {"result": 3, "skip": 2, "count": 4})], "busy", 4),
+    ("count: private again", [(f.COUNT, {"result": -errno.EINVAL,
+                                         "count": 2})], "changed", 2),
+    ("pause", [(f.PAUSE, {"result": errno.ESRCH})], "failed", N),
     ("share: something else", [(f.SHARE, {"result": -errno.EIO})],
      "failed", N),
     ("all multicalls", [(f.MULTICALL, {"result": errno.EFAULT})],
@@ -34,14 +39,16 @@ ONTO_FRESH = (
      "failed", N),
 )
 ONTO_SHARED = (
+    ("unshare: no memory", [(f.PRIVATE, {"result": errno.EAGAIN})],
+     "failed", N),
     ("count", [(f.COUNT, {"result": -errno.EIO, "count": 4})], "failed", 4),
-    ("decrease", [(f.DECREASE, {"result": 1})], "changed", N),
-    ("plug, hole filled", [(f.PLUG, {"result": -errno.ENOMEM})], "failed", N),
-    ("plug of one", [(f.PLUG, {"result": -10, "skip": 7, "count": 1})],
+    ("nominate: no memory", [(f.NOMINATE, {"result": -errno.ENOMEM})],
+     "failed", N),
+    ("share of one", [(f.SHARE, {"result": -10, "skip": 7, "count": 1})],
      "evicted", 1),
-    ("plug, and no memory: the spare frame",
-     [(f.PLUG, {"result": -errno.ENOMEM}),
-      (f.HOLE_POPULATE, {"result": errno.ENOMEM})], "failed", N),
+    ("share, and it cannot be undone",
+     [(f.SHARE, {"result": -errno.EIO}),
+      (f.PRIVATE, {"result": errno.EAGAIN, "skip": 1})], "failed", N),
     ("all multicalls", [(f.MULTICALL, {"result": errno.EFAULT})],
      "failed", N),
 )
@@ -103,9 +110,9 @@ def check_split(lab, guest, broken):
     """Splitting a large mapping fails."""
     gfns = range(0x1e00, 0x1e00 + N)
     check_case(lab, guest, broken,
-               ("split", [(f.SPLIT, {"result": errno.ENOMEM})], "failed", N),
+               ("split", [(f.PRIVATE, {"result": errno.EAGAIN})], "failed", N),
                100, gfns)
-    broken.set((f.SPLIT, {}))
+    broken.set((f.PRIVATE, {}))
     for first in (0x1e40, 0x1e60, 0x1bf8):
         guest.read_pages(100, range(first, first + N))
     lab.equal(broken.done()[0], 4, "splits: each request, each of its regions")
@@ -126,14 +133,16 @@ def check_peek(lab, guest, broken):
 def check_late(lab, one, two, broken):
     """A slow give: the guest sees its read complete after it, not before."""
     gfns = range(FRESH + 0x200, FRESH + 0x200 + N)
-    for kind, pages in ((f.NOMINATE, gfns), (f.SHARE, range(0x1400, 0x1410)),
-                        (f.PLUG, gfns)):
-        broken.set((kind, {"delay_ms": 400, "skip": 3, "count": 1}))
+    for kind, pages, block in ((f.NOMINATE, gfns, 100),
+                               (f.SHARE, range(0x1400, 0x1410), 100),
+                               (f.PRIVATE, gfns, 200)):
+        skip = 0 if kind == f.PRIVATE else 3
+        broken.set((kind, {"delay_ms": 400, "skip": skip, "count": 1}))
         begin = time.monotonic()
-        two.read_pages(100 if kind != f.PLUG else 200, pages)
+        two.read_pages(block, pages)
         took = time.monotonic() - begin
         held = [two.references(g) is not None for g in pages]
         lab.check(took >= 0.4, f"the read took {took:.2f} s")
         lab.equal(held, [True] * N, "and then all its pages are frames")
-        two.expect_blocks(pages, 100 if kind != f.PLUG else 200, "its bytes")
+        two.expect_blocks(pages, block, "its bytes")
         broken.set()

@@ -41,10 +41,11 @@ def run(lab):
     lab.equal([one.references(g) for g in GFNS], [3] * 16,
               "store, one and two hold each frame")
     store = s["store-stats"]
-    lab.equal((store["given-fresh"], store["fresh-hypercalls"]), (16, 32),
-              "two hypercalls a hit")
-    lab.equal((store["give-hypercalls"], store["give-system-calls"]), (33, 3),
-              "with one for the region, and two multicalls for 16 hits")
+    lab.equal((store["given-fresh"], store["fresh-hypercalls"]), (16, 48),
+              "three hypercalls a hit")
+    lab.equal((store["give-hypercalls"], store["give-system-calls"]), (51, 5),
+              "with a pause, one for the region, two multicalls for 16 hits, "
+              "and an end of the pause")
 
     one.poke(GFNS[3], 8, 0xdeadbeef)
     lab.equal(one.word(GFNS[3], 8), 0xdeadbeef, "the writer sees its write")

@@ -17,8 +17,8 @@ STEPS = (
     ("before they are sealed", f.NOMINATE, 0, "miss"),
     ("before pages are nominated", f.NOMINATE, 0, "hit"),
     ("before frames are shared onto them", f.SHARE, 0, "hit"),
-    ("before references are counted", f.COUNT, 0, "again"),
-    ("before pages are replaced", f.PLUG, 0, "again"),
+    ("before pages are made private", f.PRIVATE, 0, "again"),
+    ("before frames are shared onto those", f.SHARE, 0, "again"),
 )
 
 

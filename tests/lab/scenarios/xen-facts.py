@@ -12,3 +12,6 @@ def run(lab):
     wrong = [line for line in text.splitlines() if line.startswith("WRONG")]
     lab.check("0 facts wrong" in text and not wrong,
               f"all facts hold; {'; '.join(wrong) or text[-200:]}")
+    for line in text.splitlines():
+        if line.startswith("cost:"):
+            lab.show(line)
