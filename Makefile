@@ -14,7 +14,7 @@
 #   make fuzz         hostile files and neighbours; SECONDS=600
 #   make lab          all scenarios on a real Xen; LAB=name for one
 #   make build        QEMU with dedup-share
-#   make lint         checkpatch, clang with its thread-safety analysis
+#   make lint         checkpatch, clang's thread-safety analysis, who includes whom
 #   make sanitize     our tests under the address and UB sanitizers
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dedup-share
@@ -74,7 +74,7 @@ demo: lab-deps
 	@tests/lab/lab build
 	@scripts/demo
 
-lint:
+lint: build
 	@scripts/deps --clang
 	@scripts/lint
 
