@@ -10,9 +10,11 @@ file and needs no anchor.  A text '@NAME' is read from integrate/NAME.
 IF = "'if': 'CONFIG_DEDUP_SHARE'"
 
 # Directories of the overlay that are laid over the tree, same names.
-OVERLAY = ['block', 'configs', 'docs', 'hw', 'include', 'qapi', 'tests']
+OVERLAY = ['block', 'configs', 'dedup-store', 'docs', 'hw', 'include', 'qapi',
+           'tests']
 # ... except these, which only make sense in the overlay itself.
-PRIVATE = ['tests/lab', 'tests/check', 'tests/stress/corpus']
+PRIVATE = ['tests/lab', 'tests/check', 'tests/hostile', 'tests/stress/corpus',
+           'tests/stress/corpus-store']
 
 BUILD = [
     ('meson_options.txt', 'end', None,
@@ -27,7 +29,10 @@ BUILD = [
      "config_host_data.set('CONFIG_DEDUP_SHARE', "
      "get_option('dedup_share').allowed() and host_os == 'linux')\n"),
     ('meson.build', 'before', r"^subdir\('qapi'\)\n",
-     "trace_events_subdirs += ['block/dedup-share', 'hw/xen/memshr']\n"),
+     "trace_events_subdirs += ['block/dedup-share', 'dedup-store', "
+     "'hw/xen/memshr']\n"),
+    ('meson.build', 'before', r"^if xkbcommon\.found\(\)\n",
+     "subdir('dedup-store')\n"),
     ('block/meson.build', 'before', r"^subdir\('monitor'\)\n",
      "subdir('dedup-share')\n"),
     ('hw/xen/meson.build', 'end', None, "subdir('memshr')\n"),
@@ -211,6 +216,14 @@ BENCH = [
 DOCS = [
     ('docs/system/index.rst', 'after', r"^   pr-manager\n",
      "   dedup-share\n"),
+    ('docs/tools/index.rst', 'after', r"^   qemu-pr-helper\n",
+     "   qemu-dedup-store\n"),
+    ('docs/conf.py', 'before', r"^    \('tools/qemu-pr-helper', ",
+     "    ('tools/qemu-dedup-store', 'qemu-dedup-store',\n"
+     "     'QEMU dedup-share store daemon',\n"
+     "     [], 8),\n"),
+    ('docs/meson.build', 'before', r"^        'qemu-pr-helper\.8': ",
+     "        'qemu-dedup-store.8': (have_tools ? 'man8' : ''),\n"),
     ('docs/devel/index-internals.rst', 'after', r"^   block-coroutine-wrapper\n",
      "   dedup-share\n"),
 ]

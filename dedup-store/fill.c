@@ -1,0 +1,318 @@
+/*
+ * qemu-dedup-store: requests for blocks, and the reads that answer them
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/lockable.h"
+#include "qemu/memalign.h"
+#include "fill.h"
+#include "trace.h"
+
+/* Blocks that are read at once: as long as a request. */
+#define RUN DEDUP_READ_BLOCKS
+
+struct Fills {
+    Store *store;
+    GThreadPool *pool;
+    void (*decided)(Client *c);
+};
+
+/* Who waits for a block of a fill. */
+typedef struct Waiter {
+    Request *request;
+    unsigned block;             /* of the request */
+    unsigned at;                /* of the fill */
+} Waiter;
+
+/* A run of blocks of a layer that are read, or those of a PUT. */
+struct Fill {
+    Layer *layer;               /* NULL: a put */
+    uint64_t first;
+    unsigned n;
+    uint32_t flags;
+    uint8_t *buf;               /* of a put */
+    GArray *waiters;            /* Waiter */
+};
+
+/* --- requests, with the lock held ---------------------------------------- */
+
+Request *request_new(Client *c, uint64_t id, uint32_t flags, unsigned n)
+{
+    Request *r = g_malloc0(sizeof(*r) + n * sizeof(r->blocks[0]));
+
+    r->refs = 1;
+    r->client = c;
+    r->id = id;
+    r->flags = flags;
+    r->n = r->unsent = n;
+    return r;
+}
+
+static void block_clear(Store *s, Block *b)
+{
+    if (b->frame) {
+        store_unpin(s, b->frame);
+        b->frame = NULL;
+    }
+    if (b->layer) {
+        layer_unref(b->layer);
+        b->layer = NULL;
+    }
+}
+
+void request_unref(Store *s, Request *r)
+{
+    unsigned i;
+
+    if (--r->refs) {
+        return;
+    }
+    for (i = 0; i < r->n; i++) {
+        block_clear(s, &r->blocks[i]);
+    }
+    g_free(r);
+}
+
+void request_abandon(Store *s, Request *r)
+{
+    r->client = NULL;
+    request_unref(s, r);
+}
+
+static bool is_known(Store *s, Block *b, const Entry *e)
+{
+    if (!e || !e->generation) {
+        return false;
+    }
+    if (e->slot == ENTRY_ZEROES) {
+        b->answer = DEDUP_ANSWER_ZEROES;
+        return true;
+    }
+    b->frame = store_pin(s, e->slot, e->generation);
+    if (b->frame) {
+        b->answer = DEDUP_ANSWER_FRAME;
+    }
+    return b->frame;
+}
+
+void request_look_up(Store *s, Request *r, unsigned i, Layer *layer,
+                     uint64_t number)
+{
+    Block *b = &r->blocks[i];
+
+    b->number = number;
+    if (!layer || !layer_is_leased(layer)) {
+        b->answer = DEDUP_ANSWER_NO_LEASE;
+        return;
+    }
+    layer_ref(layer);
+    b->layer = layer;
+    if (!is_known(s, b, layer_entry(layer, number, false)) &&
+        r->flags & DEDUP_REQUEST_NO_FILL) {
+        b->answer = DEDUP_ANSWER_ABSENT;
+    }
+}
+
+/* --- workers -------------------------------------------------------------- */
+
+static int read_run(const Fill *fill, uint8_t *buf)
+{
+    off_t offset = fill->first * BLOCK;
+    size_t size = (size_t)fill->n * BLOCK, done = 0;
+
+    while (done < size) {
+        ssize_t got = pread(fill->layer->fd, buf + done, size - done,
+                            offset + done);
+
+        if (got == 0 || (got < 0 && errno != EINTR)) {
+            return got < 0 ? -errno : -EIO;
+        }
+        done += MAX(got, 0);
+    }
+    /* the frames have it: the page cache need not */
+    posix_fadvise(fill->layer->fd, offset, size, POSIX_FADV_DONTNEED);
+    return 0;
+}
+
+static void record(Store *s, Layer *layer, uint64_t number, const Kept *k)
+{
+    Entry *e;
+
+    if (k->answer != DEDUP_ANSWER_FRAME && k->answer != DEDUP_ANSWER_ZEROES) {
+        return;
+    }
+    e = layer_entry(layer, number, true);
+    layer->known += !e->generation;
+    *e = k->frame ? (Entry) { frame_slot(s, k->frame),
+                              frame_generation(k->frame) }
+                  : (Entry) { ENTRY_ZEROES, 1 };
+}
+
+/* Tell who waits, whose clients may be gone. */
+static void tell_waiters(Fills *f, Fill *fill, const Kept *kept, bool leased)
+{
+    unsigned i;
+
+    for (i = 0; i < fill->waiters->len; i++) {
+        Waiter *w = &g_array_index(fill->waiters, Waiter, i);
+        Block *b = &w->request->blocks[w->block];
+        const Kept *k = &kept[w->at];
+
+        b->answer = leased ? k->answer : DEDUP_ANSWER_NO_LEASE;
+        if (leased && k->frame) {
+            b->frame = store_pin(f->store, frame_slot(f->store, k->frame),
+                                 frame_generation(k->frame));
+        }
+        if (w->request->client) {
+            f->decided(w->request->client);
+        }
+        request_unref(f->store, w->request);
+    }
+}
+
+static void finish(Fills *f, Fill *fill, const Kept *kept)
+{
+    bool leased;
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&f->store->lock);
+    /* if somebody began to write meanwhile, what was read may be anything */
+    leased = !fill->layer || layer_is_leased(fill->layer);
+    for (i = 0; fill->layer && i < fill->n; i++) {
+        g_hash_table_remove(fill->layer->fills,
+                            GSIZE_TO_POINTER(fill->first + i));
+        if (leased) {
+            record(f->store, fill->layer, fill->first + i, &kept[i]);
+        }
+    }
+    tell_waiters(f, fill, kept, leased);
+    for (i = 0; i < fill->n; i++) {
+        if (kept[i].frame) {
+            store_unpin(f->store, kept[i].frame);
+        }
+    }
+    f->store->fills += fill->layer ? fill->n : 0;
+    f->store->puts += fill->layer ? 0 : fill->n;
+    if (fill->layer) {
+        layer_unref(fill->layer);
+    }
+}
+
+static void fill_run(gpointer data, gpointer opaque)
+{
+    Fill *fill = data;
+    Fills *f = opaque;
+    g_autofree Kept *kept = g_new0(Kept, fill->n);
+    uint8_t *buf = fill->buf ?: qemu_memalign(BLOCK, fill->n * BLOCK);
+    int ret = fill->layer ? read_run(fill, buf) : 0;
+    unsigned i;
+
+    if (ret == 0) {
+        store_keep(f->store, buf, fill->n, fill->flags, kept);
+    }
+    for (i = 0; ret < 0 && i < fill->n; i++) {
+        kept[i].answer = DEDUP_ANSWER_FAILED;
+    }
+    trace_dedup_store_fill(fill->first, fill->n, ret);
+    finish(f, fill, kept);
+    qemu_vfree(buf);
+    g_array_free(fill->waiters, true);
+    g_free(fill);
+}
+
+Fills *fills_new(Store *s, void (*decided)(Client *c))
+{
+    Fills *f = g_new0(Fills, 1);
+
+    f->store = s;
+    f->decided = decided;
+    f->pool = g_thread_pool_new(fill_run, f, MAX(4, 2 * g_get_num_processors()),
+                                false, NULL);
+    return f;
+}
+
+void fills_free(Fills *f)
+{
+    g_thread_pool_free(f->pool, false, true);
+    g_free(f);
+}
+
+/* --- beginning, with the lock held ---------------------------------------- */
+
+static Fill *fill_new(Request *r, Layer *layer, uint64_t first)
+{
+    Fill *fill = g_new0(Fill, 1);
+
+    fill->layer = layer;
+    fill->first = first;
+    fill->flags = r->flags;
+    fill->waiters = g_array_new(false, false, sizeof(Waiter));
+    if (layer) {
+        layer_ref(layer);
+    }
+    return fill;
+}
+
+static void wait_for(Fill *fill, Request *r, unsigned block, unsigned at)
+{
+    Waiter w = { .request = r, .block = block, .at = at };
+
+    r->refs++;
+    g_array_append_val(fill->waiters, w);
+}
+
+/* Can @b be read behind what @fill reads? */
+static bool follows(const Fill *fill, const Block *b)
+{
+    return fill && fill->layer == b->layer && fill->n < RUN &&
+           b->number == fill->first + fill->n;
+}
+
+static void start(Fills *f, Fill *fill)
+{
+    if (fill) {
+        g_thread_pool_push(f->pool, fill, NULL);
+    }
+}
+
+void request_fill(Fills *f, Request *r)
+{
+    Fill *fill = NULL, *other;
+    unsigned i;
+
+    for (i = 0; i < r->n; i++) {
+        Block *b = &r->blocks[i];
+        gpointer key = GSIZE_TO_POINTER(b->number);
+
+        if (b->answer) {
+            continue;
+        }
+        other = g_hash_table_lookup(b->layer->fills, key);
+        if (other) {
+            wait_for(other, r, i, b->number - other->first);
+            continue;
+        }
+        if (!follows(fill, b)) {
+            start(f, fill);
+            fill = fill_new(r, b->layer, b->number);
+        }
+        wait_for(fill, r, i, fill->n++);
+        g_hash_table_insert(b->layer->fills, key, fill);
+    }
+    start(f, fill);
+}
+
+void request_put(Fills *f, Request *r, uint8_t *buf)
+{
+    Fill *fill = fill_new(r, NULL, 0);
+    unsigned i;
+
+    fill->n = r->n;
+    fill->buf = buf;
+    for (i = 0; i < r->n; i++) {
+        wait_for(fill, r, i, i);
+    }
+    start(f, fill);
+}

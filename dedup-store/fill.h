@@ -1,0 +1,71 @@
+/*
+ * qemu-dedup-store: requests for blocks, and the reads that answer them
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * A block of a request, and who moves it on:
+ *
+ *   request_add_block()   it is in a frame, or known to be zeroes --.
+ *     |                   it is refused ----------------------------|
+ *     v                                                             v
+ *   WAITING (answer 0) -- fill or put, a worker ----------------> decided
+ *     |                                                             |
+ *     | told that it is PENDING: client.c                           | sent:
+ *     v                                                             v client.c
+ *   WAITING, told ---------------------------------------------->  done
+ *
+ * A decided block has its frame pinned until it is sent, or its request is
+ * dropped.
+ */
+
+#ifndef DEDUP_STORE_FILL_H
+#define DEDUP_STORE_FILL_H
+
+#include "layer.h"
+
+typedef struct Client Client;
+
+typedef struct Block {
+    DedupAnswer answer;         /* 0: waiting */
+    Frame *frame;               /* FRAME: pinned */
+    Layer *layer;               /* the leased layer it is of, or NULL */
+    uint64_t number;            /* there */
+    bool told;                  /* that it is pending */
+    bool sent;
+} Block;
+
+typedef struct Request {
+    unsigned refs;
+    Client *client;             /* NULL: it is gone */
+    uint64_t id;
+    uint32_t flags;
+    unsigned n;
+    unsigned unsent;
+    QTAILQ_ENTRY(Request) next;
+    Block blocks[];
+} Request;
+
+/* Workers, which call @decided with the lock held when blocks are. */
+typedef struct Fills Fills;
+Fills *fills_new(Store *s, void (*decided)(Client *c));
+void fills_free(Fills *f);      /* waits for what is under way */
+
+/* --- with the store's lock held ------------------------------------------ */
+
+Request *request_new(Client *c, uint64_t id, uint32_t flags, unsigned n);
+void request_unref(Store *s, Request *r);
+
+/* The client is gone: nobody waits for its blocks. */
+void request_abandon(Store *s, Request *r);
+
+/* Look up @r's block @i, @number of @layer, which may be NULL: not leased. */
+void request_look_up(Store *s, Request *r, unsigned i, Layer *layer,
+                     uint64_t number);
+
+/* Have all blocks of @r read that are waiting. */
+void request_fill(Fills *f, Request *r);
+
+/* Have the blocks at @buf, all of @r's, kept; takes @buf. */
+void request_put(Fills *f, Request *r, uint8_t *buf);
+
+#endif /* DEDUP_STORE_FILL_H */

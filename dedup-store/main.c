@@ -1,0 +1,368 @@
+/*
+ * qemu-dedup-store: the owner of the frames that a group of guests shares
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See docs/tools/qemu-dedup-store.rst, and include/dedup-store/protocol.h.
+ */
+
+#include "qemu/osdep.h"
+#include <getopt.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include "qapi/error.h"
+#include "qemu-version.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/log.h"
+#include "qemu/module.h"
+#include "qemu/config-file.h"
+#include "qemu/systemd.h"
+#include "qemu/units.h"
+#include "qemu/help-texts.h"
+#include "trace/control.h"
+#include "memory-limit.h"
+#include "server.h"
+#include "tool.h"
+
+#define SOCKET_DIR "/run/qemu-dedup-store"
+#define DEFAULT_LAYER_IDLE 60
+
+static struct {
+    const char *command;        /* NULL: be the daemon */
+    const char *group;
+    const char *store;
+    const char *size;
+    char *socket;
+    const char *pidfile;
+    bool daemonize;
+    bool json;
+    unsigned idle_exit, layer_idle;
+} opts = { .group = "default", .store = "linux",
+           .layer_idle = DEFAULT_LAYER_IDLE };
+
+static void usage(const char *name)
+{
+    printf("Usage: %s [OPTION]...\n"
+"  or:  %s status [--json] [--group=NAME | --socket=PATH]\n"
+"  or:  %s reclaim [--group=NAME | --socket=PATH]\n"
+"Store daemon of a group of QEMUs with dedup-share\n"
+"\n"
+"  -g, --group=NAME          the group (default 'default')\n"
+"  -S, --store=KIND          what frames are made of: linux (default)\n"
+"  -s, --size=SIZE           most memory that it may take, with an optional\n"
+"                            suffix k, M, G or T (default: an eighth of what\n"
+"                            there is)\n"
+"  -k, --socket=PATH         where it listens (default\n"
+"                            " SOCKET_DIR "/GROUP.sock)\n"
+"  -i, --idle-exit=SECONDS   end when nobody has been there for so long\n"
+"  -l, --layer-idle=SECONDS  keep what is known of an image without clients\n"
+"                            for so long (default %d)\n"
+"  -d, --daemonize           run in the background\n"
+"  -f, --pidfile=PATH        write the process's number there\n"
+"  -L, --log=FILE            log to FILE\n"
+"  -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]\n"
+"                            specify tracing options\n"
+"  -j, --json                with status: as JSON\n"
+"  -h, --help                display this help and exit\n"
+"  -V, --version             output version information and exit\n"
+"\n"
+QEMU_HELP_BOTTOM "\n", name, name, name, DEFAULT_LAYER_IDLE);
+}
+
+static unsigned parse_seconds(const char *option, const char *text)
+{
+    unsigned value;
+
+    if (qemu_strtoui(text, NULL, 10, &value) < 0 || value > 1000000) {
+        error_report("%s: '%s' is no number of seconds up to 1000000", option,
+                     text);
+        exit(1);
+    }
+    return value;
+}
+
+static const struct option long_options[] = {
+    { "group", required_argument, NULL, 'g' },
+    { "store", required_argument, NULL, 'S' },
+    { "size", required_argument, NULL, 's' },
+    { "socket", required_argument, NULL, 'k' },
+    { "idle-exit", required_argument, NULL, 'i' },
+    { "layer-idle", required_argument, NULL, 'l' },
+    { "daemonize", no_argument, NULL, 'd' },
+    { "pidfile", required_argument, NULL, 'f' },
+    { "log", required_argument, NULL, 'L' },
+    { "trace", required_argument, NULL, 'T' },
+    { "json", no_argument, NULL, 'j' },
+    { "help", no_argument, NULL, 'h' },
+    { "version", no_argument, NULL, 'V' },
+    { NULL }
+};
+
+static void parse_option(int option, const char *name)
+{
+    switch (option) {
+    case 'g':
+        opts.group = optarg;
+        break;
+    case 'S':
+        opts.store = optarg;
+        break;
+    case 's':
+        opts.size = optarg;
+        break;
+    case 'k':
+        opts.socket = g_strdup(optarg);
+        break;
+    case 'i':
+        opts.idle_exit = parse_seconds("--idle-exit", optarg);
+        break;
+    case 'l':
+        opts.layer_idle = parse_seconds("--layer-idle", optarg);
+        break;
+    case 'd':
+        opts.daemonize = true;
+        break;
+    case 'f':
+        opts.pidfile = optarg;
+        break;
+    case 'L':
+        qemu_set_log_filename(optarg, &error_fatal);
+        break;
+    case 'T':
+        trace_opt_parse(optarg);
+        break;
+    case 'j':
+        opts.json = true;
+        break;
+    case 'h':
+        usage(name);
+        exit(0);
+    case 'V':
+        printf("%s version " QEMU_FULL_VERSION "\n", name);
+        exit(0);
+    default:
+        error_printf("Try '%s --help' for more information.\n", name);
+        exit(1);
+    }
+}
+
+static void parse_options(int argc, char **argv)
+{
+    int option;
+
+    while ((option = getopt_long(argc, argv, "g:S:s:k:i:l:df:L:T:jhV",
+                                 long_options, NULL)) != -1) {
+        parse_option(option, argv[0]);
+    }
+    if (optind < argc) {
+        opts.command = argv[optind++];
+    }
+    if (optind < argc) {
+        error_report("unexpected argument '%s'", argv[optind]);
+        exit(1);
+    }
+    if (!opts.group[0] || opts.group[0] == '.' || strchr(opts.group, '/') ||
+        strlen(opts.group) > 32) {
+        error_report("--group: '%s' is no name of a group: 1 to 32 "
+                     "characters, without '/', and not '.' first", opts.group);
+        exit(1);
+    }
+    if (!opts.socket) {
+        opts.socket = g_strdup_printf(SOCKET_DIR "/%s.sock", opts.group);
+    }
+    if (!strcmp(opts.store, "xen")) {
+        error_report("--store: a store daemon for Xen is not there yet; Xen "
+                     "guests share by the dedup-share filter alone");
+        exit(1);
+    } else if (strcmp(opts.store, "linux")) {
+        error_report("--store: '%s' is not known; use linux", opts.store);
+        exit(1);
+    }
+}
+
+/* The size that was asked for, or what there is room for. */
+static uint64_t choose_size(void)
+{
+    uint64_t memory = memory_limit_find(""), size = memory / 8;
+    uint64_t most = memory / 4 * 3;
+    g_autofree char *text = NULL;
+
+    if (opts.size && qemu_strtosz(opts.size, NULL, &size) < 0) {
+        error_report("--size: '%s' is no size; say 4G, for example",
+                     opts.size);
+        exit(1);
+    }
+    if (size > most) {
+        text = size_to_str(most);
+        warn_report("--size: there is less memory, for the host or by the "
+                    "limit of a cgroup; the store has %s", text);
+        size = most;
+    }
+    return size;
+}
+
+/* A THP of the tmpfs would keep the memory of frames that are dropped. */
+static void warn_of_huge_pages(void)
+{
+    g_autofree char *text = NULL;
+
+    if (g_file_get_contents("/sys/kernel/mm/transparent_hugepage/"
+                            "shmem_enabled", &text, NULL, NULL) &&
+        (strstr(text, "[always]") || strstr(text, "[force]"))) {
+        warn_report("transparent_hugepage/shmem_enabled is 'always': memory "
+                    "of single frames does not come back; set it to 'never' "
+                    "or 'advise'");
+    }
+}
+
+/*
+ * Held as long as the process lives: who has it may remove the socket.  A
+ * daemon that ends removes it, so what was locked has to be what is there.
+ */
+static void lock_socket(const char *path)
+{
+    g_autofree char *lock = g_strconcat(path, ".lock", NULL);
+    struct stat ours, there;
+    int fd;
+
+    do {
+        fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0) {
+            error_report("--socket: cannot make '%s': %s; make the directory, "
+                         "which only root and the store daemon's user may "
+                         "write to", lock, strerror(errno));
+            exit(1);
+        }
+        if (qemu_lock_fd(fd, 0, 0, true) < 0) {
+            error_report("--socket: a store daemon listens at '%s' already",
+                         path);
+            exit(1);
+        }
+    } while (fstat(fd, &ours) < 0 || stat(lock, &there) < 0 ||
+             ours.st_ino != there.st_ino);
+}
+
+static int listen_at(const char *path)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    if (strlen(path) >= sizeof(addr.sun_path)) {
+        error_report("--socket: '%s' is too long", path);
+        exit(1);
+    }
+    pstrcpy(addr.sun_path, sizeof(addr.sun_path), path);
+    lock_socket(path);
+    unlink(path);
+    umask(0117);                /* 0660: the directory says who may connect */
+    if (fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
+        listen(fd, SOMAXCONN) < 0) {
+        error_report("--socket: cannot listen at '%s': %s", path,
+                     strerror(errno));
+        exit(1);
+    }
+    umask(0077);
+    return fd;
+}
+
+/* One that systemd has passed. */
+static void check_socket(int fd)
+{
+    int type = 0;
+    socklen_t size = sizeof(type);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0 ||
+        type != SOCK_SEQPACKET) {
+        error_report("systemd has passed another kind of socket; its unit "
+                     "says ListenSequentialPacket=");
+        exit(1);
+    }
+    g_unix_set_fd_nonblocking(fd, true, NULL);
+}
+
+static void be_prepared(void)
+{
+    struct rlimit limit;
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGIO);     /* of leases; only their thread waits for it */
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    if (!getrlimit(RLIMIT_NOFILE, &limit)) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);         /* it has all guests' memory */
+}
+
+static int run_daemon(void)
+{
+    unsigned sockets = check_socket_activation();
+
+    if (sockets > 1) {
+        error_report("systemd has passed %u sockets, not one", sockets);
+        return 1;
+    }
+    warn_of_huge_pages();
+    server.store = store_new(choose_size(), &error_fatal);
+    server.group = opts.group;
+    server.idle_exit = opts.idle_exit;
+    server.layer_idle = opts.layer_idle;
+    server.listen_fd = sockets ? FIRST_SOCKET_ACTIVATION_FD
+                               : listen_at(opts.socket);
+    if (sockets) {
+        check_socket(server.listen_fd);
+    }
+    if (opts.daemonize && qemu_daemon(0, 0) < 0) {
+        error_report("--daemonize: %s", strerror(errno));
+        return 1;
+    }
+    if (opts.pidfile) {
+        qemu_write_pidfile(opts.pidfile, &error_fatal);
+    }
+    be_prepared();
+    server_run();
+    if (!sockets) {
+        g_autofree char *lock = g_strconcat(opts.socket, ".lock", NULL);
+
+        unlink(opts.socket);
+        unlink(lock);
+    }
+    if (opts.pidfile) {
+        unlink(opts.pidfile);
+    }
+    if (QTAILQ_EMPTY(&server.clients)) {
+        store_free(server.store);
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    error_init(argv[0]);
+    module_call_init(MODULE_INIT_TRACE);
+    qemu_add_opts(&qemu_trace_opts);
+    parse_options(argc, argv);
+    if (!trace_init_backends()) {
+        return 1;
+    }
+    trace_init_file();
+    qemu_set_log(LOG_TRACE, &error_fatal);
+    if (!opts.command) {
+        return run_daemon();
+    }
+    if (!strcmp(opts.command, "status")) {
+        return tool_status(opts.socket, opts.json);
+    }
+    if (!strcmp(opts.command, "reclaim")) {
+        return tool_reclaim(opts.socket);
+    }
+    error_report("'%s' is no command; use status or reclaim, or none",
+                 opts.command);
+    return 1;
+}

@@ -1,0 +1,97 @@
+/*
+ * qemu-dedup-store: calls on descriptors of clients, which may hang
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/cutils.h"
+#include "qemu/lockable.h"
+#include "server.h"
+
+typedef struct Job {
+    int fd;
+    int layer;                  /* < 0: only close it */
+} Job;
+
+/* The layer was found, or not: the client is told. */
+static void finish_layer(Client *c, int number, Layer *layer,
+                         DedupLayerState state, const char *text)
+{
+    ClientLayer *cl = &c->layers[number];
+
+    if (c->fd < 0 || !cl->used) {       /* nobody wants to know any more */
+        if (layer) {
+            layer_close(server.layers, layer);
+        }
+        cl->opening = false;
+        return;
+    }
+    cl->opening = false;
+    cl->layer = layer;
+    cl->state = state;
+    pstrcpy(cl->text, sizeof(cl->text), text);
+    cl->changed = true;
+    client_kick(c);
+}
+
+static void run_job(Client *c, const Job *job)
+{
+    char text[DEDUP_TEXT_MAX] = "";
+    DedupLayerState state = DEDUP_LAYER_LEASED;
+    Layer *layer;
+
+    if (job->layer >= 0) {
+        layer = layers_open(server.layers, job->fd, &state, text);
+        WITH_QEMU_LOCK_GUARD(&server.store->lock) {
+            finish_layer(c, job->layer, layer, state, text);
+        }
+    }
+    close(job->fd);
+}
+
+static void *opener_thread(void *opaque)
+{
+    Client *c = opaque;
+
+    for (;;) {
+        g_autofree Job *job = NULL;
+
+        WITH_QEMU_LOCK_GUARD(&server.store->lock) {
+            job = g_queue_pop_head(&c->jobs);
+            c->opener = job != NULL;
+            if (!job) {
+                client_kick(c);         /* it may be freed now */
+            }
+        }
+        if (!job) {
+            return NULL;
+        }
+        run_job(c, job);
+    }
+}
+
+void opener_add(Client *c, int fd, int layer)
+{
+    Job *job = g_new(Job, 1);
+    QemuThread thread;
+
+    *job = (Job) { .fd = fd, .layer = layer };
+    g_queue_push_tail(&c->jobs, job);
+    if (!c->opener) {
+        c->opener = true;
+        qemu_thread_create(&thread, "opener", opener_thread, c,
+                           QEMU_THREAD_DETACHED);
+    }
+}
+
+unsigned opener_count(uid_t uid)
+{
+    unsigned n = 0;
+    Client *c;
+
+    QTAILQ_FOREACH(c, &server.clients, next) {
+        n += c->uid == uid && c->opener && c->fd < 0;
+    }
+    return n;
+}

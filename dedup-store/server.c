@@ -1,0 +1,238 @@
+/*
+ * qemu-dedup-store: the socket, and who is connected
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <glib-unix.h>
+#include <sys/socket.h>
+#include "qemu/lockable.h"
+#include "checks.h"
+#include "memory-limit.h"
+#include "server.h"
+#include "trace.h"
+
+/* Connections: in all, of one process, and of those that have said nothing. */
+#define MAX_CLIENTS 4096
+#define MAX_OF_PROCESS 16
+#define MAX_UNGREETED 64
+#define UNGREETED_US (5 * G_USEC_PER_SEC)
+
+/* Threads that hang for clients of one user that have gone. */
+#define MAX_HUNG 8
+
+/* Nobody is accepted for so long when descriptors have run out. */
+#define ACCEPT_PAUSE_MS 100
+
+#define TRIM_US G_USEC_PER_SEC
+
+Server server;
+
+/* Connections of @pid, and those that have ended and left holds. */
+static unsigned count_processes(pid_t pid)
+{
+    unsigned n = 0;
+    Process *p;
+
+    QTAILQ_FOREACH(p, &server.store->processes, next) {
+        n += p->pid == pid;
+    }
+    return n;
+}
+
+/* The one that has said nothing for the longest time, if there are too many. */
+static Client *find_silent(int64_t now)
+{
+    Client *c, *first = NULL;
+    unsigned n = 0;
+
+    QTAILQ_FOREACH(c, &server.clients, next) {
+        if (c->fd >= 0 && !c->greeted) {
+            n++;
+            first = first ?: c;
+        }
+    }
+    return first && (n > MAX_UNGREETED || now - first->since > UNGREETED_US)
+           ? first : NULL;
+}
+
+static void end_silent(void)
+{
+    Client *c;
+
+    while (DO("silent") && (c = find_silent(g_get_monotonic_time()))) {
+        client_end(c, "it has said nothing");
+    }
+}
+
+static bool may_connect(int fd)
+{
+    struct ucred cred = { .pid = -1, .uid = -1 };
+    socklen_t size = sizeof(cred);
+    unsigned hung, processes;
+
+    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &size);
+    WITH_QEMU_LOCK_GUARD(&server.store->lock) {
+        hung = opener_count(cred.uid);
+        processes = count_processes(cred.pid);
+    }
+    return server.nclients < MAX_CLIENTS &&
+           CHECK("connections", processes < MAX_OF_PROCESS) &&
+           hung < MAX_HUNG;
+}
+
+static gboolean listen_again(gpointer opaque);
+
+static gboolean on_connection(gint listener, GIOCondition condition,
+                              gpointer opaque)
+{
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
+        /* who connects stays in the queue: look again when some have gone */
+        g_timeout_add(ACCEPT_PAUSE_MS, listen_again, NULL);
+        return G_SOURCE_REMOVE;
+    }
+    if (fd >= 0 && !may_connect(fd)) {
+        close(fd);
+    } else if (fd >= 0) {
+        client_new(fd);
+        end_silent();
+    }
+    return G_SOURCE_CONTINUE;
+}
+
+static gboolean listen_again(gpointer opaque)
+{
+    g_unix_fd_add(server.listen_fd, G_IO_IN, on_connection, NULL);
+    return G_SOURCE_REMOVE;
+}
+
+static bool is_waiting(const Client *c)
+{
+    Request *r;
+
+    QTAILQ_FOREACH(r, &c->requests, next) {
+        if (r->unsent) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Each DEDUP_ALIVE_MS: whoever waits hears that the daemon is at it. */
+static gboolean on_alive(gpointer opaque)
+{
+    int64_t now = g_get_monotonic_time();
+    bool trim;
+    Client *c;
+
+    QEMU_LOCK_GUARD(&server.store->lock);
+    trim = server.want_trim && now >= server.next_trim;
+    if (trim) {
+        server.want_trim = false;
+        server.next_trim = now + TRIM_US;
+    }
+    QTAILQ_FOREACH(c, &server.clients, next) {
+        if (c->fd < 0 || !c->greeted || c->observer) {
+            continue;
+        }
+        c->want_trim |= trim;
+        c->want_alive |= is_waiting(c);
+        if (c->want_trim || c->want_alive) {
+            client_kick(c);
+        }
+    }
+    return G_SOURCE_CONTINUE;
+}
+
+/* Nobody is connected, and nobody uses a frame. */
+static bool is_idle(void)
+{
+    QEMU_LOCK_GUARD(&server.store->lock);
+    return QTAILQ_EMPTY(&server.clients) &&
+           QTAILQ_EMPTY(&server.store->processes);
+}
+
+static void exit_if_idle(void)
+{
+    int64_t now = g_get_monotonic_time();
+
+    if (!is_idle()) {
+        server.busy_until = now;
+    } else if (server.idle_exit &&
+               now - server.busy_until >= server.idle_exit * G_USEC_PER_SEC) {
+        g_main_loop_quit(server.loop);
+    }
+}
+
+static gboolean on_second(gpointer opaque)
+{
+    end_silent();
+    if (memory_is_short()) {
+        /* an eighth of what is idle; more in a second, if that is not enough */
+        store_reclaim(server.store, server.store->nidle / 8 + 1);
+    }
+    store_punch_holes(server.store);
+    exit_if_idle();
+    return G_SOURCE_CONTINUE;
+}
+
+/* Leases have broken: who had the layers is told. */
+static void leases_changed(void)
+{
+    Client *c;
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&server.store->lock);
+    QTAILQ_FOREACH(c, &server.clients, next) {
+        for (i = 0; i < DEDUP_LIMIT_LAYERS; i++) {
+            ClientLayer *cl = &c->layers[i];
+
+            if (cl->layer && !layer_is_leased(cl->layer) &&
+                cl->state == DEDUP_LAYER_LEASED) {
+                cl->state = DEDUP_LAYER_BROKEN;
+                g_strlcpy(cl->text, "somebody writes to it",
+                          sizeof(cl->text));
+                cl->changed = true;
+                client_kick(c);
+            }
+        }
+    }
+}
+
+static gboolean on_signal(gpointer opaque)
+{
+    g_main_loop_quit(server.loop);
+    return G_SOURCE_CONTINUE;
+}
+
+static void end_all(void)
+{
+    Client *c, *next;
+
+    QTAILQ_FOREACH_SAFE(c, &server.clients, next, next) {
+        client_end(c, "the store daemon ends");
+    }
+}
+
+void server_run(void)
+{
+    QTAILQ_INIT(&server.clients);
+    server.loop = g_main_loop_new(NULL, false);
+    server.layers = layers_new(server.store, server.layer_idle, leases_changed);
+    server.fills = fills_new(server.store, client_kick);
+    server.busy_until = g_get_monotonic_time();
+    listen_again(NULL);
+    g_timeout_add(DEDUP_ALIVE_MS, on_alive, NULL);
+    g_timeout_add(1000, on_second, NULL);
+    g_unix_signal_add(SIGTERM, on_signal, NULL);
+    g_unix_signal_add(SIGINT, on_signal, NULL);
+    g_main_loop_run(server.loop);
+    end_all();
+    fills_free(server.fills);
+    if (QTAILQ_EMPTY(&server.clients)) {
+        layers_free(server.layers);
+    }
+}

@@ -1,0 +1,114 @@
+/*
+ * qemu-dedup-store: the socket, and who is connected
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Invariants
+ *
+ * - What a client says is checked as if an enemy had sent it; protocol.h says
+ *   what a wrong message gets.  No client can have the daemon wait, or use more
+ *   than its share of memory, descriptors and threads.
+ * - Calls on a descriptor that a client has passed can hang (FUSE), close()
+ *   too.  They are made by a thread of that client, and nowhere else.
+ * - Answers are made when they are sent: one that is sent after a lease was
+ *   given back does not use the layer's map.
+ *
+ * All runs in the main loop, but for a client's opener thread.  What is changed
+ * by other threads is protected by the store's lock.
+ */
+
+#ifndef DEDUP_STORE_SERVER_H
+#define DEDUP_STORE_SERVER_H
+
+#include "fill.h"
+#include "qapi/qapi-types-dedup-share.h"
+
+typedef struct Server {
+    const char *group;
+    Store *store;
+    Layers *layers;
+    Fills *fills;
+    int listen_fd;
+    GMainLoop *loop;
+    unsigned idle_exit;         /* seconds; 0: never */
+    unsigned layer_idle;        /* seconds */
+    int64_t busy_until;         /* us: when there was a client last */
+    QTAILQ_HEAD(, Client) clients;
+    unsigned nclients;
+    bool want_trim;             /* by the lock: the store is full */
+    int64_t next_trim;
+} Server;
+
+extern Server server;
+
+/*
+ * Serve until there is nothing to do, or a signal.  If a client is left then, a
+ * thread of it hangs and may come back: what it uses must stay.
+ */
+void server_run(void);
+
+/* --- client.c ------------------------------------------------------------- */
+
+/* A number that a client has given to a layer. */
+typedef struct ClientLayer {
+    bool used;
+    bool opening;
+    bool changed;               /* the client is to be told */
+    DedupLayerState state;
+    Layer *layer;               /* if it is leased, or was */
+    char text[DEDUP_TEXT_MAX];
+} ClientLayer;
+
+struct Client {
+    int fd;                     /* -1: the connection has ended */
+    pid_t pid;
+    uid_t uid;
+    int64_t since;              /* us: when it connected */
+    bool greeted, observer;
+    bool busy;                  /* it is in use, and not to be freed */
+    guint in, out, gone;        /* GLib's sources, 0: none */
+    uint64_t last_request;
+    /* by the lock: */
+    Process *process;
+    ClientLayer layers[DEDUP_LIMIT_LAYERS];
+    QTAILQ_HEAD(, Request) requests;
+    unsigned nrequests;
+    bool kicked;                /* it will be flushed */
+    bool want_alive, want_trim;
+    char *status;               /* to be sent from @sent on */
+    size_t sent;
+    uint64_t status_request;
+    GQueue jobs;                /* of its opener thread */
+    bool opener;                /* its thread runs: it stays until then */
+    QTAILQ_ENTRY(Client) next;
+};
+
+/* A connection that was accepted; takes @fd. */
+void client_new(int fd);
+
+/* Send what there is to be sent, until the socket is full. */
+void client_flush(Client *c);
+
+/* End the connection; @text, if not NULL, is why. */
+void client_end(Client *c, const char *text);
+
+/* Have a client flushed by the main loop.  Any thread, with the lock held. */
+void client_kick(Client *c);
+
+/* --- opener.c: what may hang ---------------------------------------------- */
+
+/*
+ * Have @c's thread open @fd as its layer @layer, and close it; or only close it
+ * if @layer is negative.  With the lock held.
+ */
+void opener_add(Client *c, int fd, int layer);
+
+/* Openers of @uid that run now.  With the lock held. */
+unsigned opener_count(uid_t uid);
+
+/* --- status.c ------------------------------------------------------------- */
+
+/* The status as JSON.  With the lock held. */
+char *status_json(void);
+
+#endif /* DEDUP_STORE_SERVER_H */
