@@ -12,6 +12,7 @@
 #   make model        random operations against a plain model; OPS=1000000
 #   make kill-test    processes that share and are killed; SECONDS=600
 #   make fuzz         hostile files and neighbours; SECONDS=600
+#   make hostile      attacks on the store daemon, by another user
 #   make lab          all scenarios on a real Xen; LAB=name for one
 #   make build        QEMU with dedup-share
 #   make lint         checkpatch, clang's thread-safety analysis, who includes whom
@@ -20,7 +21,7 @@
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dedup-share
 
 .PHONY: all build demo demo-linux bench check check-fast check-no-lab lab lint
-.PHONY: sanitize deps lab-deps fuzz-build model kill-test fuzz
+.PHONY: sanitize hostile deps lab-deps fuzz-build model kill-test fuzz
 
 all: build
 
@@ -56,6 +57,9 @@ check: lab-deps fuzz-build
 
 check-no-lab: build fuzz-build
 	@scripts/check --no-lab
+
+hostile: build
+	@tests/hostile/hostile
 
 demo-linux: lab-deps
 	@scripts/deps --demo
