@@ -100,7 +100,7 @@ static uint64_t cpu(void)
     return t.tv_sec * 1000000000ULL + t.tv_nsec;
 }
 
-/* --- requests -------------------------------------------------------------- */
+/* --- requests ------------------------------------------------------ */
 
 typedef struct Target {
     const char *name, *file;
