@@ -185,7 +185,10 @@ TESTS = [
      "                  'test-dedup-read': "
      "[testblock, files('dedup-guest-ram.c')],\n"
      "                  'test-dedup-reflink': "
-     "[testblock, files('dedup-guest-ram.c')]} : {}\n"),
+     "[testblock, files('dedup-guest-ram.c')]} : {}\n"
+     "if config_host_data.get('CONFIG_DEDUP_SHARE') and have_tools\n"
+     "  tests += {'test-dedup-store': [dedup_store_deps, dedup_store_files]}\n"
+     "endif\n"),
     ('tests/unit/meson.build', 'after', r"^slow_tests = \{\n",
      "  'test-dedup-reflink': 240,\n"),
     ('tests/qtest/meson.build', 'before', r"^qtest_executables = \{\}\n",
