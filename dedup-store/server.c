@@ -79,7 +79,7 @@ static bool may_connect(int fd)
     }
     return server.nclients < MAX_CLIENTS &&
            CHECK("connections", processes < MAX_OF_PROCESS) &&
-           hung < MAX_HUNG;
+           CHECK("hung", hung < MAX_HUNG);
 }
 
 static gboolean listen_again(gpointer opaque);

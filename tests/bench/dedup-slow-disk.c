@@ -3,13 +3,15 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- *   dedup-slow-disk --file=FILE [--latency-us=N] [--mb-per-s=N] DIRECTORY
+ *   dedup-slow-disk --file=FILE [--latency-us=N] [--mb-per-s=N]
+ *                   [--hang-file=FILE] DIRECTORY
  *
  * A FUSE file system on DIRECTORY with one file, "disk".  Each read of it takes
  * so many microseconds, many of them at once, and all together are no faster
  * than so many megabytes a second.  Writes are passed on without a delay.  A
- * loop device over it is a slow disk.  Stays in the foreground with -f; further
- * options are those of FUSE.
+ * loop device over it is a slow disk.  While the file of --hang-file is there,
+ * all calls hang.  Stays in the foreground with -f; further options are those of
+ * FUSE.
  */
 
 #define FUSE_USE_VERSION 312
@@ -23,6 +25,7 @@ static struct {
     char *file;
     unsigned latency_us;
     unsigned mb_per_s;          /* 0: without a limit */
+    char *hang_file;
 } options;
 
 static int fd;
@@ -59,6 +62,13 @@ static void delay(size_t size)
     }
 }
 
+static void hang(void)
+{
+    while (options.hang_file && !access(options.hang_file, F_OK)) {
+        g_usleep(20000);
+    }
+}
+
 static void *slow_init(struct fuse_conn_info *conn, struct fuse_config *config)
 {
     conn->max_background = MAX_REQUESTS;
@@ -74,6 +84,7 @@ static bool is_disk(const char *path)
 static int slow_getattr(const char *path, struct stat *st,
                         struct fuse_file_info *info)
 {
+    hang();
     if (is_disk(path)) {
         return fstat(fd, st) < 0 ? -errno : 0;
     }
@@ -100,6 +111,7 @@ static int slow_read(const char *path, char *buf, size_t size, off_t offset,
 {
     ssize_t got = pread(fd, buf, size, offset);
 
+    hang();
     if (got < 0) {
         return -errno;
     }
@@ -115,6 +127,13 @@ static int slow_write(const char *path, const char *buf, size_t size,
     return done < 0 ? -errno : done;
 }
 
+/* At each close(). */
+static int slow_flush(const char *path, struct fuse_file_info *info)
+{
+    hang();
+    return 0;
+}
+
 static int slow_fsync(const char *path, int datasync,
                       struct fuse_file_info *info)
 {
@@ -128,6 +147,7 @@ static const struct fuse_operations slow_ops = {
     .open = slow_open,
     .read = slow_read,
     .write = slow_write,
+    .flush = slow_flush,
     .fsync = slow_fsync,
 };
 
@@ -135,6 +155,7 @@ static const struct fuse_opt slow_opts[] = {
     { "--file=%s", offsetof(typeof(options), file), 0 },
     { "--latency-us=%u", offsetof(typeof(options), latency_us), 0 },
     { "--mb-per-s=%u", offsetof(typeof(options), mb_per_s), 0 },
+    { "--hang-file=%s", offsetof(typeof(options), hang_file), 0 },
     FUSE_OPT_END
 };
 
@@ -147,7 +168,8 @@ int main(int argc, char **argv)
     if (fuse_opt_parse(&args, &options, slow_opts, NULL) < 0 ||
         !options.file) {
         fprintf(stderr, "usage: %s --file=FILE [--latency-us=N] "
-                "[--mb-per-s=N] [-f] DIRECTORY\n", argv[0]);
+                "[--mb-per-s=N] [--hang-file=FILE] [-f] DIRECTORY\n",
+                argv[0]);
         return 2;
     }
     fd = open(options.file, O_RDWR | O_CLOEXEC);
