@@ -200,12 +200,26 @@ static void finish(Fills *f, Fill *fill, const Kept *kept)
     }
 }
 
+/*
+ * A worker's buffer, of RUN blocks, is kept: the kernel would clear the pages of
+ * a new one for each fill.
+ */
+static uint8_t *get_buffer(void)
+{
+    static GPrivate buffer = G_PRIVATE_INIT(qemu_vfree);
+
+    if (!g_private_get(&buffer)) {
+        g_private_set(&buffer, qemu_memalign(BLOCK, RUN * BLOCK));
+    }
+    return g_private_get(&buffer);
+}
+
 static void fill_run(gpointer data, gpointer opaque)
 {
     Fill *fill = data;
     Fills *f = opaque;
     g_autofree Kept *kept = g_new0(Kept, fill->n);
-    uint8_t *buf = fill->buf ?: qemu_memalign(BLOCK, fill->n * BLOCK);
+    uint8_t *buf = fill->buf ?: get_buffer();
     int ret = fill->layer ? read_run(fill, buf) : 0;
     unsigned i;
 
@@ -217,7 +231,7 @@ static void fill_run(gpointer data, gpointer opaque)
     }
     trace_dedup_store_fill(fill->first, fill->n, ret);
     finish(f, fill, kept);
-    qemu_vfree(buf);
+    qemu_vfree(fill->buf);
     g_array_free(fill->waiters, true);
     g_free(fill);
 }
