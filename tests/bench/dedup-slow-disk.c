@@ -10,8 +10,8 @@
  * so many microseconds, many of them at once, and all together are no faster
  * than so many megabytes a second.  Writes are passed on without a delay.  A
  * loop device over it is a slow disk.  While the file of --hang-file is there,
- * all calls hang.  Stays in the foreground with -f; further options are those of
- * FUSE.
+ * all calls hang.  Stays in the foreground with -f; further options are those
+ * of FUSE.
  */
 
 #define FUSE_USE_VERSION 312
