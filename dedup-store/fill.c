@@ -201,8 +201,8 @@ static void finish(Fills *f, Fill *fill, const Kept *kept)
 }
 
 /*
- * A worker's buffer, of RUN blocks, is kept: the kernel would clear the pages of
- * a new one for each fill.
+ * A worker's buffer, of RUN blocks, is kept: the kernel would clear the pages
+ * of a new one for each fill.
  */
 static uint8_t *get_buffer(void)
 {
