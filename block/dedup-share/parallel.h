@@ -15,13 +15,23 @@
  */
 #define DEDUP_PARALLEL 64
 
+/*
+ * Most coroutines that parts have, of all requests of the process.  Parts can
+ * have parts, and a guest can have many requests in flight; each coroutine's
+ * stack takes two of the mappings that the kernel lets a process have (65530
+ * by default), and QEMU aborts when it cannot have a stack.
+ */
+#define DEDUP_PARALLEL_ALL 256
+
 /* Do part @i of what @opaque is; 0, or -errno. */
 typedef int coroutine_fn DedupPartFn(void *opaque, unsigned i);
 
 /*
  * Call @part for 0 ... @n - 1, in this order, each as soon as those before it
- * wait or have ended, and at most DEDUP_PARALLEL at a time.  Returns when all
- * that were begun have ended: 0, or the first error, after which none is begun.
+ * wait or have ended, and at most DEDUP_PARALLEL at a time.  When there are
+ * DEDUP_PARALLEL_ALL coroutines, a part is called as it is, and those behind it
+ * wait.  Returns when all that were begun have ended: 0, or the first error,
+ * after which none is begun.
  *
  * All run in the caller's AioContext, and in no other thread meanwhile; the
  * caller holds its locks for them, such as the graph's.  A single part is

@@ -392,6 +392,71 @@ static void test_tail(void)
     teardown();
 }
 
+/* --- what a request may take --------------------------------------------- */
+
+/* Have every second block of the image in the store. */
+static void read_every_second(BlockBackend *blk)
+{
+    int64_t at;
+
+    for (at = 0; at < SIZE; at += 2 * PAGE) {
+        read_now(blk, at, PAGE);
+    }
+}
+
+static unsigned count_mappings(void)
+{
+    g_autofree char *maps = NULL;
+    unsigned n = 0;
+    char *c;
+
+    g_assert_true(g_file_get_contents("/proc/self/maps", &maps, NULL, NULL));
+    for (c = maps; *c; c++) {
+        n += *c == '\n';
+    }
+    return n;
+}
+
+static BlockBackend *open_fast(void)
+{
+    return open_over(false, "{\"driver\":\"raw\",\"file\":{\"driver\":"
+                     "\"throttle\",\"node-name\":\"slow\","
+                     "\"throttle-group\":\"fast\",\"file\":{\"driver\":"
+                     "\"file\",\"filename\":\"%s/image\"}}}", dir);
+}
+
+/*
+ * A guest can have many large requests in flight, each of many parts and runs;
+ * without a bound it can have QEMU abort for want of a coroutine's stack.
+ */
+static void test_bound(void)
+{
+    Request q[8];
+    BlockBackend *blk;
+    unsigned i, mappings;
+
+    setup();
+    settle();
+    blk = open_fast();
+    read_every_second(blk);
+    mappings = count_mappings();
+    for (i = 0; i < ARRAY_SIZE(q); i++) {
+        submit(&q[i], blk, 0, SIZE);
+    }
+    g_assert_cmpint(in_flight(), >=, DEDUP_PARALLEL_ALL / 2);
+    g_assert_cmpint(in_flight(), <=, DEDUP_PARALLEL_ALL + ARRAY_SIZE(q));
+    /* of a coroutine: a stack, its guard, and a buffer */
+    g_assert_cmpint(count_mappings() - mappings, <=,
+                    3 * (DEDUP_PARALLEL_ALL + ARRAY_SIZE(q)));
+    for (i = 0; i < ARRAY_SIZE(q); i++) {
+        wait_for(&q[i]);
+        g_assert_cmpint(q[i].ret, ==, 0);
+    }
+    g_assert_cmpmem(guest, SIZE, bytes, SIZE);
+    blk_unref(blk);
+    teardown();
+}
+
 /* --- dedup_co_all() ------------------------------------------------------ */
 
 typedef struct Parallel {
@@ -469,6 +534,9 @@ int main(int argc, char **argv)
     object_new_with_props("throttle-group", object_get_objects_root(),
                           "limits", &error_abort, "x-iops-total", "100",
                           NULL);
+    object_new_with_props("throttle-group", object_get_objects_root(),
+                          "fast", &error_abort, "x-iops-total", "1000", NULL);
+    g_test_add_func("/dedup/read/bound", test_bound);
     g_test_add_func("/dedup/read/parallel", test_parallel);
     g_test_add_func("/dedup/read/parts", test_parts);
     g_test_add_func("/dedup/read/ragged", test_ragged);
