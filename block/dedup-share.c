@@ -200,11 +200,21 @@ static bool start(const DedupShareOptions *o, DedupGroup **group,
     return true;
 }
 
+static void dedup_share_drain_begin(BlockDriverState *bs)
+{
+    BDRVDedupShareState *s = bs->opaque;
+
+    qatomic_set(&s->drained, true);
+}
+
 static void dedup_share_drain_end(BlockDriverState *bs)
 {
+    BDRVDedupShareState *s = bs->opaque;
+
     GRAPH_RDLOCK_GUARD_MAINLOOP();
 
     dedup_layers_find(bs);
+    qatomic_store_release(&s->drained, false);
 }
 
 /* Writes: all that changes what is read */
@@ -444,6 +454,7 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
     s->tracker = &s->node_tracker;
     dedup_gather_init(&s->gather);
     dedup_buffers_init(s);
+    s->drained = bs->quiesce_counter;
 
     GRAPH_RDLOCK_GUARD_MAINLOOP();
     bs->sg = bdrv_is_sg(bs->file->bs);
@@ -668,6 +679,7 @@ static BlockDriver bdrv_dedup_share = {
     .bdrv_reopen_prepare        = dedup_share_reopen_prepare,
     .bdrv_reopen_commit         = dedup_share_reopen_commit,
     .bdrv_reopen_abort          = dedup_share_reopen_abort,
+    .bdrv_drain_begin           = dedup_share_drain_begin,
     .bdrv_drain_end             = dedup_share_drain_end,
     .bdrv_inactivate            = dedup_share_inactivate,
 

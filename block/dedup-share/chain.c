@@ -17,7 +17,9 @@
  *   migration, or after it, until the layers are found anew.
  * - The graph below this node changes only while this node is drained, as a
  *   node is drained with its children.  So the layers are found again at the
- *   end of every drained section, and are constant in between.  What is known
+ *   end of every drained section, and are constant in between.  A read that
+ *   begins in a drained section (exports and jobs can do that) is passed
+ *   through: the layers may not be those of the graph.  What is known
  *   of a raw image that may be written to survives that, if the nodes are the
  *   same: nothing could write to it meanwhile, as this node does not share that
  *   permission.  A qcow2 image may have been reverted to a snapshot of its own.
@@ -349,7 +351,8 @@ static bool own_takes_part(BDRVDedupShareState *s)
 
 bool dedup_layers_take_part(BDRVDedupShareState *s)
 {
-    return s->map_takes_part || own_takes_part(s);
+    return !qatomic_load_acquire(&s->drained) &&
+           (s->map_takes_part || own_takes_part(s));
 }
 
 /* Are the blocks in the first layer, without a look? */

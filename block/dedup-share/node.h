@@ -57,6 +57,7 @@ typedef struct BDRVDedupShareState {
     /* Atomic: */
     bool others_write;          /* to the image, too, says the device */
     bool inactive;              /* another QEMU may write, or has written */
+    bool drained;               /* the layers may be others by now */
 
     /* Have their own locks. */
     DedupTracker node_tracker;
@@ -125,7 +126,8 @@ void dedup_layers_drop(BDRVDedupShareState *s);
 
 /*
  * Does any layer take part?  If not, nothing can come of looking at a read.
- * Any thread, a request is in flight.
+ * Any thread, when a request begins; one that began before a drained section
+ * ends before the graph changes.
  */
 bool dedup_layers_take_part(BDRVDedupShareState *s);
 

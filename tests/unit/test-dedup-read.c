@@ -457,6 +457,77 @@ static void test_bound(void)
     teardown();
 }
 
+/* --- a graph that changes ------------------------------------------------ */
+
+/*
+ * In a drained section the chain changes, and the layers are found anew only at
+ * its end.  Who reads meanwhile, as exports and jobs can, gets what the chain
+ * holds then.
+ */
+static void check_drained(BlockBackend *blk, BlockDriverState *backing)
+{
+    BlockDriverState *top = bdrv_find_node("top");
+
+    blk_set_disable_request_queuing(blk, true);
+    bdrv_drained_begin(blk_bs(blk));
+    bdrv_drained_begin(top);
+    bdrv_set_backing_hd(top, backing, &error_abort);
+    read_now(blk, 0, SIZE);
+    bdrv_drained_end(top);
+    read_now(blk, 0, SIZE);
+    bdrv_drained_end(blk_bs(blk));
+    read_now(blk, 0, SIZE);
+}
+
+/* A filter node over an empty overlay over the node that @backing describes. */
+static BlockBackend *open_overlay(const char *backing)
+{
+    g_autofree char *overlay = g_build_filename(dir, "overlay", NULL);
+
+    bdrv_img_create(overlay, "qcow2", NULL, NULL, NULL, SIZE, 0, true,
+                    &error_abort);
+    return open_over(true, "{\"driver\":\"qcow2\",\"node-name\":\"top\","
+                     "\"file\":{\"driver\":\"file\",\"filename\":\"%s\"},"
+                     "\"backing\":%s}", overlay, backing);
+}
+
+/* What was behind the layers that take part is no more in the chain. */
+static void test_drained_tail(void)
+{
+    BlockBackend *blk;
+
+    setup();
+    blk = open_overlay("{\"driver\":\"test-count\"}");
+    read_now(blk, 0, PAGE);
+    memset(bytes, 0, SIZE);
+    check_drained(blk, NULL);
+    blk_unref(blk);
+    teardown();
+}
+
+/* A layer whose blocks are in the store is replaced by another. */
+static void test_drained_layer(void)
+{
+    g_autofree char *backing = NULL;
+    BlockDriverState *other;
+    BlockBackend *blk;
+
+    setup();
+    settle();
+    backing = g_strdup_printf("{\"driver\":\"raw\",\"file\":{\"driver\":"
+                              "\"file\",\"filename\":\"%s/image\"}}", dir);
+    blk = open_overlay(backing);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, bytes_filled), ==, SIZE);
+    memset(bytes, 0x33, SIZE);
+    other = bdrv_open("json:{\"driver\":\"test-count\"}", NULL, NULL, 0,
+                      &error_abort);
+    check_drained(blk, other);
+    bdrv_unref(other);
+    blk_unref(blk);
+    teardown();
+}
+
 /* --- dedup_co_all() ------------------------------------------------------ */
 
 typedef struct Parallel {
@@ -537,6 +608,8 @@ int main(int argc, char **argv)
     object_new_with_props("throttle-group", object_get_objects_root(),
                           "fast", &error_abort, "x-iops-total", "1000", NULL);
     g_test_add_func("/dedup/read/bound", test_bound);
+    g_test_add_func("/dedup/read/drained/tail", test_drained_tail);
+    g_test_add_func("/dedup/read/drained/layer", test_drained_layer);
     g_test_add_func("/dedup/read/parallel", test_parallel);
     g_test_add_func("/dedup/read/parts", test_parts);
     g_test_add_func("/dedup/read/ragged", test_ragged);
