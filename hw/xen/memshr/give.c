@@ -291,13 +291,15 @@ static void give_pages(DedupStore *s, Page *pages, unsigned n)
 {
     Page undecided[DEDUP_BATCH];
     unsigned i, nundecided = 0;
+    int err;
 
     if (!n) {
         return;
     }
     if (!pause_guest(s)) {
+        err = errno ?: EIO;     /* 0 would mean that they were given */
         for (i = 0; i < n; i++) {
-            finish(pages[i].give, "pause", -errno);
+            finish(pages[i].give, "pause", -err);
         }
         return;
     }

@@ -168,6 +168,12 @@ void xen_memshr_gfns_open(xc_interface *xc);
 void xen_memshr_gfn_set_given(uint64_t gfn);
 
 /*
+ * No gfn from here on is given to, so that what is remembered has a bound: a
+ * guest can have pages at any gfn, one after the other.  1 TiB.
+ */
+#define MEMSHR_MAX_GFNS (1ULL << 28)
+
+/*
  * Is the 2 MiB region around @gfn mapped by single pages for sure?  Only if it
  * was split once, and stays so.
  */

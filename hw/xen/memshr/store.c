@@ -143,6 +143,9 @@ static bool gfn_exists(DedupStore *s, uint64_t gfn)
 {
     xen_pfn_t max;
 
+    if (gfn >= MEMSHR_MAX_GFNS) {
+        return false;
+    }
     QEMU_LOCK_GUARD(&s->lock);
     if (gfn > s->max_gfn) {
         xen_memshr_count_calls(s, 1, 1);
