@@ -113,6 +113,7 @@ static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
         server.want_trim = true;
     }
     if (b->frame && !process_hold(s, c->process, b->frame, serial)) {
+        c->too_many = true;
         return (DedupMsgFrame) { .answer = DEDUP_ANSWER_BUSY };
     }
     if (!b->frame) {
@@ -387,6 +388,7 @@ static const char *on_hello(Client *c, const Message *m)
         }
         c->process->connected = true;
         memcpy(w.token, c->process->token, sizeof(w.token));
+        memcpy(w.uuid, s->uuid, sizeof(w.uuid));
     }
     c->greeted = true;
     return send_fd(c, &w, sizeof(w), NULL, 0,

@@ -121,6 +121,17 @@ static bool is_waiting(const Client *c)
     return false;
 }
 
+/* It has hit the bound on its holds: some of them may be old. */
+static bool is_to_trim(Client *c, int64_t now)
+{
+    if (!c->too_many || now < c->next_trim) {
+        return false;
+    }
+    c->too_many = false;
+    c->next_trim = now + TRIM_US;
+    return true;
+}
+
 /* Each DEDUP_ALIVE_MS: whoever waits hears that the daemon is at it. */
 static gboolean on_alive(gpointer opaque)
 {
@@ -138,7 +149,7 @@ static gboolean on_alive(gpointer opaque)
         if (c->fd < 0 || !c->greeted || c->observer) {
             continue;
         }
-        c->want_trim |= trim;
+        c->want_trim |= is_to_trim(c, now) || trim;
         c->want_alive |= is_waiting(c);
         if (c->want_trim || c->want_alive) {
             client_kick(c);

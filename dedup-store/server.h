@@ -75,6 +75,8 @@ struct Client {
     unsigned nrequests;
     bool kicked;                /* it will be flushed */
     bool want_alive, want_trim;
+    bool too_many;              /* holds: it is to trim, again and again */
+    int64_t next_trim;          /* us; for that reason */
     char *status;               /* to be sent from @sent on */
     size_t sent;
     uint64_t status_request;

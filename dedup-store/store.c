@@ -78,6 +78,7 @@ Store *store_new(uint64_t size, Error **errp)
     }
     s->size = size;
     fill_random(&s->seed, sizeof(s->seed));
+    fill_random(s->uuid, sizeof(s->uuid));
     qemu_mutex_init(&s->lock);
     s->table = g_new0(Frame, nslots);
     s->free = bitmap_new(nslots);

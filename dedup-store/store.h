@@ -62,6 +62,7 @@ typedef struct Store {
     Frames frames;
     uint64_t size;
     uint64_t seed;
+    uint8_t uuid[16];           /* random: no other store has it */
 
     QemuMutex lock;             /* protects all below */
     Frame *table;               /* frames.nslots */

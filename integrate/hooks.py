@@ -184,6 +184,8 @@ TESTS = [
      "[testblock, files('dedup-guest-ram.c')],\n"
      "                  'test-dedup-read': "
      "[testblock, files('dedup-guest-ram.c')],\n"
+     "                  'test-dedup-client': "
+     "[testblock, files('dedup-guest-ram.c')],\n"
      "                  'test-dedup-reflink': "
      "[testblock, files('dedup-guest-ram.c')]} : {}\n"
      "if config_host_data.get('CONFIG_DEDUP_SHARE') and have_tools\n"

@@ -1,0 +1,858 @@
+/*
+ * dedup-share: the connection to a store daemon
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See client.h for what must hold.
+ */
+
+#include "qemu/osdep.h"
+#include <poll.h>
+#include <sys/socket.h>
+#include "block/aio.h"
+#include "qapi/error.h"
+#include "qemu/atomic.h"
+#include "qemu/bitmap.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/event_notifier.h"
+#include "qemu/lockable.h"
+#include "qemu/main-loop.h"
+#include "client.h"
+#include "greet.h"
+#include "trace.h"
+
+/* A connection is tried so often. */
+#define RECONNECT_US G_USEC_PER_SEC
+
+/* What became of a block, so far. */
+enum { NOTHING, PENDING, DECIDED };
+
+/* A message to the daemon; stays until its answer has come, if there is one. */
+typedef struct Request {
+    enum { READ, PUT, LAYER, SAY } kind;
+    uint64_t id;                /* READ, PUT: once it is sent */
+    Coroutine *co;              /* that waits; NULL: none does, any more */
+    int64_t since;              /* us: when it began to wait */
+    union {
+        DedupMsgHeader header;
+        DedupMsgRead read;
+        DedupMsgPut put;
+        DedupMsgLayer layer;
+        DedupMsgRelease release;
+    } head;
+    size_t head_size;
+    const void *body;           /* the coroutine's, until it is sent */
+    size_t body_size;
+    void *own_body;             /* SAY: freed with it */
+    int fd;                     /* LAYER: the coroutine's */
+    DedupAnswers *answers;      /* READ, PUT: of the coroutine */
+    unsigned n, left;           /* blocks; those that are not decided */
+    uint8_t state[DEDUP_READ_BLOCKS];
+    QTAILQ_ENTRY(Request) next;
+} Request;
+
+typedef QTAILQ_HEAD(, Request) RequestList;
+
+struct DedupClient {
+    char *path;
+    DedupStoreKind kind;
+    int64_t limit;              /* us, of silence */
+    unsigned refs;              /* main loop */
+    QemuThread thread;
+    EventNotifier wake;
+    bool stop;                  /* atomic */
+    unsigned trims;             /* atomic: threads that trim */
+    QLIST_ENTRY(DedupClient) next;
+
+    QemuMutex lock;             /* protects all below; held for moments */
+    int sock;                   /* -1: none; changed by the thread only */
+    uint64_t connection;        /* counts them */
+    bool silent;
+    int64_t heard;              /* us: when something came last */
+    uint64_t last_id;
+    unsigned nsent;             /* requests that are with the daemon */
+    bool full;                  /* the socket is: the thread waits for room */
+    const char *wrong;          /* the connection is to end */
+    uint8_t token[DEDUP_TOKEN_SIZE];
+    uint64_t size;
+    DedupHeld *held;
+    RequestList unsent, sent;
+    DedupClientLayer *layers[DEDUP_LIMIT_LAYERS];
+    /* of layers, in use */
+    unsigned long numbers[BITS_TO_LONGS(DEDUP_LIMIT_LAYERS)];
+};
+
+/* Main loop.  They stay: what the guest maps belongs to the process. */
+static QLIST_HEAD(, DedupClient) clients = QLIST_HEAD_INITIALIZER(clients);
+
+/* --- the end of a request, with the lock held ----------------------------- */
+
+static void request_free(Request *r)
+{
+    g_free(r->own_body);
+    g_free(r);
+}
+
+/* Its coroutine goes on, and does not touch it any more. */
+static void wake_up(Request *r)
+{
+    Coroutine *co = r->co;
+
+    r->co = NULL;
+    r->answers = NULL;
+    if (co) {
+        aio_co_wake(co);
+    }
+}
+
+/* What is not decided has failed; nobody waits for it any more. */
+static void give_up(Request *r)
+{
+    unsigned i;
+
+    for (i = 0; r->answers && i < r->n; i++) {
+        if (r->state[i] != DECIDED) {
+            r->answers->frames[i].answer = DEDUP_ANSWER_FAILED;
+        }
+    }
+    wake_up(r);
+}
+
+static void remove_sent(DedupClient *c, Request *r)
+{
+    QTAILQ_REMOVE(&c->sent, r, next);
+    c->nsent--;
+    request_free(r);
+}
+
+static void give_up_all(RequestList *list)
+{
+    Request *r;
+
+    while ((r = QTAILQ_FIRST(list))) {
+        QTAILQ_REMOVE(list, r, next);
+        give_up(r);
+        request_free(r);
+    }
+}
+
+/* --- sending, with the lock held ------------------------------------------ */
+
+static bool send_message(DedupClient *c, const Request *r)
+{
+    struct iovec iov[] = {
+        { (void *)&r->head, r->head_size }, { (void *)r->body, r->body_size },
+    };
+    union {
+        struct cmsghdr header;
+        uint8_t bytes[CMSG_SPACE(sizeof(int))];
+    } control = {};
+    struct msghdr msg = { .msg_iov = iov, .msg_iovlen = r->body ? 2 : 1 };
+
+    if (r->fd >= 0) {
+        msg.msg_control = &control;
+        msg.msg_controllen = sizeof(control);
+        control.header.cmsg_len = CMSG_LEN(sizeof(int));
+        control.header.cmsg_level = SOL_SOCKET;
+        control.header.cmsg_type = SCM_RIGHTS;
+        memcpy(CMSG_DATA(&control.header), &r->fd, sizeof(r->fd));
+    }
+    return sendmsg(c->sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+}
+
+static bool is_answered(const Request *r)
+{
+    return r->kind == READ || r->kind == PUT;
+}
+
+/* A message that is out. */
+static void was_sent(DedupClient *c, Request *r)
+{
+    QTAILQ_REMOVE(&c->unsent, r, next);
+    if (r->kind == SAY) {
+        request_free(r);
+        return;
+    }
+    r->body = NULL;
+    r->fd = -1;
+    QTAILQ_INSERT_TAIL(&c->sent, r, next);
+    c->nsent++;
+}
+
+static void end_connection(DedupClient *c, const char *why)
+{
+    if (!c->wrong) {
+        c->wrong = why;
+        event_notifier_set(&c->wake);
+    }
+}
+
+/* Send what can be sent. */
+static void send_all(DedupClient *c)
+{
+    Request *r;
+
+    while (c->sock >= 0 && !c->full && !c->wrong &&
+           c->nsent < DEDUP_LIMIT_REQUESTS &&
+           (r = QTAILQ_FIRST(&c->unsent))) {
+        if (is_answered(r)) {
+            r->id = r->head.header.request = c->last_id + 1;
+        }
+        if (send_message(c, r)) {
+            c->last_id += is_answered(r);
+            was_sent(c, r);
+        } else if (errno == EAGAIN || errno == ENOBUFS) {
+            c->full = true;
+            event_notifier_set(&c->wake);
+        } else if (errno != EINTR) {
+            end_connection(c, "it cannot be written to");
+        }
+    }
+}
+
+/* --- what the daemon says, with the lock held ----------------------------- */
+/* They return what is wrong with it, or NULL. */
+
+static Request *find_sent(DedupClient *c, uint64_t id)
+{
+    Request *r;
+
+    QTAILQ_FOREACH(r, &c->sent, next) {
+        if (is_answered(r) && r->id == id) {
+            return r;
+        }
+    }
+    return NULL;
+}
+
+static const char *on_answer_block(DedupClient *c, Request *r, unsigned i,
+                                   const DedupMsgFrame *f)
+{
+    if (f->answer < DEDUP_ANSWER_FRAME || f->answer > DEDUP_ANSWER_BUSY ||
+        f->reserved) {
+        return "an unknown answer";
+    }
+    if (f->answer == DEDUP_ANSWER_PENDING) {
+        if (r->state[i] != NOTHING) {
+            return "a block is pending twice";
+        }
+        r->state[i] = PENDING;
+        return NULL;
+    }
+    if (r->state[i] == DECIDED) {
+        return "a block is decided twice";
+    }
+    if (f->answer == DEDUP_ANSWER_FRAME &&
+        !dedup_held_add(c->held, f, r->answers)) {
+        return "a frame that cannot be";
+    }
+    r->state[i] = DECIDED;
+    r->left--;
+    if (r->answers) {
+        r->answers->frames[i] = *f;
+    }
+    return NULL;
+}
+
+static const char *on_answer(DedupClient *c, const DedupMsgAnswer *a,
+                             size_t size)
+{
+    const DedupMsgFrame *frames = (const void *)(a + 1);
+    const char *wrong = NULL;
+    uint32_t i, n = a->header.count;
+    Request *r;
+
+    if (!n || n > DEDUP_READ_BLOCKS || a->reserved ||
+        size != sizeof(*a) + n * sizeof(*frames)) {
+        return "an answer of a wrong size";
+    }
+    r = find_sent(c, a->header.request);
+    if (!r || a->first > r->n || n > r->n - a->first) {
+        return "an answer to nothing that was asked";
+    }
+    if (!dedup_held_set_serial(c->held, a->serial)) {
+        return "a serial number that does not ascend";
+    }
+    trace_dedup_client_answer(r->id, a->first, n, !r->answers);
+    for (i = 0; i < n && !wrong; i++) {
+        wrong = on_answer_block(c, r, a->first + i, &frames[i]);
+    }
+    if (!r->left) {
+        wake_up(r);
+        remove_sent(c, r);
+        send_all(c);
+    }
+    return wrong;
+}
+
+static Request *find_layer_request(DedupClient *c, uint32_t number)
+{
+    Request *r;
+
+    QTAILQ_FOREACH(r, &c->sent, next) {
+        if (r->kind == LAYER && r->head.layer.layer == number) {
+            return r;
+        }
+    }
+    return NULL;
+}
+
+static const char *on_layer_state(DedupClient *c, DedupMsgLayerState *m,
+                                  size_t size)
+{
+    DedupClientLayer *l;
+    Request *r;
+
+    if (size != sizeof(*m) || m->header.count ||
+        m->layer >= DEDUP_LIMIT_LAYERS ||
+        m->state < DEDUP_LAYER_LEASED || m->state > DEDUP_LAYER_LIMIT) {
+        return "a state of a layer that cannot be";
+    }
+    m->text[DEDUP_TEXT_MAX - 1] = 0;
+    trace_dedup_client_layer_state(m->layer, m->state, m->text);
+    l = c->layers[m->layer];
+    if (l) {
+        /* a stale one, of who had the number before, is followed by its own */
+        l->state = m->state;
+        memcpy(l->why, m->text, DEDUP_TEXT_MAX);
+    }
+    r = find_layer_request(c, m->layer);
+    if (r) {
+        wake_up(r);
+        remove_sent(c, r);
+        send_all(c);
+    }
+    return NULL;
+}
+
+static void start_trim(DedupClient *c);
+
+static const char *handle(DedupClient *c, void *message, size_t size, int fd)
+{
+    const DedupMsgHeader *h = message;
+
+    if (fd >= 0) {
+        close(fd);
+        return "a descriptor";
+    }
+    if (size < sizeof(*h)) {
+        return "a message that is too short";
+    }
+    switch (h->type) {
+    case DEDUP_MSG_ANSWER:
+        return size < sizeof(DedupMsgAnswer) ? "an answer that is too short"
+                                             : on_answer(c, message, size);
+    case DEDUP_MSG_LAYER_STATE:
+        return on_layer_state(c, message, size);
+    case DEDUP_MSG_ALIVE:
+        return size == sizeof(*h) ? NULL : "an ALIVE of a wrong size";
+    case DEDUP_MSG_TRIM:
+        start_trim(c);
+        return size == sizeof(*h) ? NULL : "a TRIM of a wrong size";
+    case DEDUP_MSG_REFUSED:
+        return "it refuses";
+    default:
+        return "a message of an unknown type";
+    }
+}
+
+/* --- trimming ------------------------------------------------------------- */
+
+static Request *request_new(int kind, DedupMsgType type, uint32_t count,
+                            size_t head_size)
+{
+    Request *r = g_new0(Request, 1);
+
+    r->kind = kind;
+    r->head.header.type = type;
+    r->head.header.count = count;
+    r->head_size = head_size;
+    r->fd = -1;
+    r->since = g_get_monotonic_time();
+    return r;
+}
+
+/* A message that nobody waits for; dropped if the connection ends. */
+static void say(DedupClient *c, Request *r)
+{
+    QEMU_LOCK_GUARD(&c->lock);
+    if (c->sock < 0 || c->wrong) {
+        request_free(r);
+        return;
+    }
+    QTAILQ_INSERT_TAIL(&c->unsent, r, next);
+    send_all(c);
+}
+
+typedef struct Trim {
+    DedupClient *c;
+    DedupHeld *held;
+    QemuThread thread;
+} Trim;
+
+static void say_release(void *opaque, const uint32_t *slots, unsigned n,
+                        uint64_t serial)
+{
+    Trim *t = opaque;
+    Request *r = request_new(SAY, DEDUP_MSG_RELEASE, n,
+                             sizeof(DedupMsgRelease));
+
+    r->head.release.serial = serial;
+    r->body_size = n * sizeof(*slots);
+    r->body = r->own_body = g_memdup2(slots, r->body_size);
+    say(t->c, r);
+}
+
+static void *trim_thread(void *opaque)
+{
+    Trim *t = opaque;
+
+    dedup_held_trim(t->held, say_release, t);
+    dedup_held_unref(t->held);
+    qatomic_dec(&t->c->trims);
+    g_free(t);
+    return NULL;
+}
+
+/* Clients are not freed, so a thread of theirs may end when it likes. */
+static void start_trim(DedupClient *c)
+{
+    Trim *t;
+
+    if (qatomic_cmpxchg(&c->trims, 0, 1)) {
+        return;
+    }
+    t = g_new0(Trim, 1);
+    t->c = c;
+    t->held = dedup_held_ref(c->held);
+    qemu_thread_create(&t->thread, "dedup-trim", trim_thread, t,
+                       QEMU_THREAD_DETACHED);
+}
+
+/* --- the connection: the thread only, but for the first one --------------- */
+
+static void adopt(DedupClient *c, int sock, int frames,
+                  const DedupMsgWelcome *w)
+{
+    bool again = c->held && dedup_held_is_of(c->held, w->uuid, frames);
+
+    QEMU_LOCK_GUARD(&c->lock);
+    if (again) {
+        close(frames);
+        if (memcmp(c->token, w->token, sizeof(c->token))) {
+            dedup_held_restart(c->held);
+        }
+    } else {
+        if (c->held) {
+            dedup_held_unref(c->held);
+        }
+        c->held = dedup_held_new(frames, w->nslots, w->uuid);
+    }
+    memcpy(c->token, w->token, sizeof(c->token));
+    c->size = w->size;
+    c->connection++;
+    c->last_id = 0;
+    c->heard = g_get_monotonic_time();
+    c->silent = c->full = false;
+    c->wrong = NULL;
+    c->sock = sock;
+    trace_dedup_client_connect(c->path, w->nslots, again);
+}
+
+static bool try_connect(DedupClient *c, Error **errp)
+{
+    DedupMsgWelcome welcome;
+    int frames, sock;
+
+    sock = dedup_greet(c->path, c->kind, c->token, c->limit / 1000, &welcome,
+                       &frames, errp);
+    if (sock < 0) {
+        return false;
+    }
+    adopt(c, sock, frames, &welcome);
+    return true;
+}
+
+static void disconnect(DedupClient *c, const char *why)
+{
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&c->lock);
+    if (c->sock < 0) {
+        return;
+    }
+    trace_dedup_client_end(c->path, why);
+    close(c->sock);
+    c->sock = -1;
+    c->nsent = 0;
+    give_up_all(&c->unsent);
+    give_up_all(&c->sent);
+    for (i = 0; i < DEDUP_LIMIT_LAYERS; i++) {
+        c->layers[i] = NULL;
+    }
+    bitmap_zero(c->numbers, DEDUP_LIMIT_LAYERS);
+}
+
+/* What has come; *why, if the connection is to end. */
+static void receive_all(DedupClient *c, const char **why)
+{
+    union {
+        uint64_t align;
+        uint8_t bytes[sizeof(DedupMsgAnswer) +
+                      DEDUP_READ_BLOCKS * sizeof(DedupMsgFrame)];
+    } m;
+    ssize_t got;
+    int fd;
+
+    while (!*why) {
+        got = dedup_receive(c->sock, &m, sizeof(m), &fd);
+        if (got == -EAGAIN) {
+            return;
+        }
+        QEMU_LOCK_GUARD(&c->lock);
+        c->heard = g_get_monotonic_time();
+        c->silent = false;
+        *why = got > 0 ? handle(c, &m, got, fd) :
+               got == -EPROTO ? "a message that is too long" :
+               "the store daemon has ended it";
+    }
+}
+
+/* How long may @r still wait?  us; not more than 0: it has waited enough. */
+static int64_t time_left(DedupClient *c, const Request *r, int64_t now)
+{
+    return MAX(r->since, c->heard) + c->limit - now;
+}
+
+/* Those that have waited too long wait no more.  us until the next one has. */
+static int64_t mind_limit(DedupClient *c)
+{
+    int64_t now = g_get_monotonic_time(), next = c->limit, left;
+    Request *r, *after;
+    unsigned n = 0;
+
+    QEMU_LOCK_GUARD(&c->lock);
+    QTAILQ_FOREACH(r, &c->sent, next) {
+        left = time_left(c, r, now);
+        if (r->co && left <= 0) {
+            give_up(r);
+            n++;
+        } else if (r->co) {
+            next = MIN(next, left);
+        }
+    }
+    QTAILQ_FOREACH_SAFE(r, &c->unsent, next, after) {
+        left = time_left(c, r, now);
+        if (r->co && left <= 0) {
+            QTAILQ_REMOVE(&c->unsent, r, next);
+            give_up(r);
+            request_free(r);
+            n++;
+        } else if (r->co) {
+            next = MIN(next, left);
+        }
+    }
+    if (n) {
+        c->silent = true;
+        trace_dedup_client_silent(c->path, n);
+    }
+    return next;
+}
+
+/* Wait for a message, or for room if that is wanted, or to be woken. */
+static bool wait_for_socket(DedupClient *c, int64_t us)
+{
+    struct pollfd fds[] = {
+        { .fd = c->sock, .events = POLLIN },
+        { .fd = event_notifier_get_fd(&c->wake), .events = POLLIN },
+    };
+
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        fds[0].events |= c->full ? POLLOUT : 0;
+    }
+    poll(fds, ARRAY_SIZE(fds), us / 1000 + 1);
+    event_notifier_test_and_clear(&c->wake);
+    if (fds[0].revents & POLLOUT) {
+        QEMU_LOCK_GUARD(&c->lock);
+        c->full = false;
+        send_all(c);
+    }
+    return fds[0].revents & ~POLLOUT;
+}
+
+static const char *converse(DedupClient *c)
+{
+    const char *why = NULL;
+
+    while (!why && !qatomic_read(&c->stop)) {
+        int64_t us = mind_limit(c);
+
+        if (wait_for_socket(c, us)) {
+            receive_all(c, &why);
+        }
+        WITH_QEMU_LOCK_GUARD(&c->lock) {
+            why = why ?: c->wrong;
+        }
+    }
+    return why ?: "it is not needed any more";
+}
+
+static void *client_thread(void *opaque)
+{
+    DedupClient *c = opaque;
+    struct pollfd wake = {
+        .fd = event_notifier_get_fd(&c->wake), .events = POLLIN,
+    };
+    int64_t next;
+
+    while (!qatomic_read(&c->stop)) {
+        next = g_get_monotonic_time() + RECONNECT_US;
+        if (c->sock >= 0 || try_connect(c, NULL)) {
+            disconnect(c, converse(c));
+        }
+        while (!qatomic_read(&c->stop) && g_get_monotonic_time() < next) {
+            poll(&wake, 1, (next - g_get_monotonic_time()) / 1000 + 1);
+            event_notifier_test_and_clear(&c->wake);
+        }
+    }
+    return NULL;
+}
+
+/* --- getting and putting a client: main loop ------------------------------ */
+
+static DedupClient *client_new(const char *path, DedupStoreKind kind)
+{
+    DedupClient *c = g_new0(DedupClient, 1);
+
+    c->path = g_strdup(path);
+    c->kind = kind;
+    c->sock = -1;
+    event_notifier_init(&c->wake, false);
+    qemu_mutex_init(&c->lock);
+    QTAILQ_INIT(&c->unsent);
+    QTAILQ_INIT(&c->sent);
+    QLIST_INSERT_HEAD(&clients, c, next);
+    return c;
+}
+
+static DedupClient *client_find(const char *path, DedupStoreKind kind)
+{
+    DedupClient *c;
+
+    QLIST_FOREACH(c, &clients, next) {
+        if (!strcmp(c->path, path) && c->kind == kind) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
+DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
+                              unsigned silence_ms, Error **errp)
+{
+    DedupClient *c = client_find(path, kind) ?: client_new(path, kind);
+
+    GLOBAL_STATE_CODE();
+    if (!c->refs) {
+        c->limit = silence_ms * 1000LL;
+        if (!try_connect(c, errp)) {
+            return NULL;
+        }
+        c->stop = false;
+        qemu_thread_create(&c->thread, "dedup-client", client_thread, c,
+                           QEMU_THREAD_JOINABLE);
+    }
+    c->refs++;
+    return c;
+}
+
+void dedup_client_put(DedupClient *c)
+{
+    GLOBAL_STATE_CODE();
+    if (--c->refs) {
+        return;
+    }
+    qatomic_set(&c->stop, true);
+    event_notifier_set(&c->wake);
+    qemu_thread_join(&c->thread);
+}
+
+bool dedup_client_is_up(DedupClient *c)
+{
+    QEMU_LOCK_GUARD(&c->lock);
+    return c->sock >= 0 && !c->silent && !c->wrong;
+}
+
+uint64_t dedup_client_store_size(DedupClient *c)
+{
+    QEMU_LOCK_GUARD(&c->lock);
+    return c->size;
+}
+
+/* --- requests ------------------------------------------------------------- */
+
+/* Send @r and wait for its answer.  False, and freed, if it cannot be sent. */
+static bool coroutine_fn ask(DedupClient *c, Request *r)
+{
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        if (c->sock < 0 || c->silent || c->wrong) {
+            request_free(r);
+            return false;
+        }
+        if (r->answers) {
+            r->answers->held = dedup_held_ref(c->held);
+        }
+        r->co = qemu_coroutine_self();
+        QTAILQ_INSERT_TAIL(&c->unsent, r, next);
+        send_all(c);
+    }
+    qemu_coroutine_yield();
+    return true;
+}
+
+static void coroutine_fn ask_blocks(DedupClient *c, Request *r, unsigned n,
+                                    DedupAnswers *answers)
+{
+    unsigned i;
+
+    answers->held = NULL;
+    answers->n = r->n = r->left = n;
+    r->answers = answers;
+    if (!ask(c, r)) {
+        for (i = 0; i < n; i++) {
+            answers->frames[i].answer = DEDUP_ANSWER_FAILED;
+        }
+    }
+}
+
+void coroutine_fn dedup_client_read(DedupClient *c,
+                                    const DedupMsgExtent *extents, unsigned n,
+                                    uint32_t flags, DedupAnswers *answers)
+{
+    Request *r = request_new(READ, DEDUP_MSG_READ, n, sizeof(DedupMsgRead));
+    unsigned i, blocks = 0;
+
+    for (i = 0; i < n; i++) {
+        blocks += extents[i].n;
+    }
+    assert(n && blocks <= DEDUP_READ_BLOCKS);
+    r->head.read.flags = flags;
+    r->body = extents;
+    r->body_size = n * sizeof(*extents);
+    ask_blocks(c, r, blocks, answers);
+}
+
+void coroutine_fn dedup_client_put_blocks(DedupClient *c, const void *buf,
+                                          unsigned n, uint32_t flags,
+                                          DedupAnswers *answers)
+{
+    Request *r = request_new(PUT, DEDUP_MSG_PUT, n, sizeof(DedupMsgPut));
+
+    assert(n && n <= DEDUP_PUT_BLOCKS);
+    r->head.put.flags = flags;
+    r->body = buf;
+    r->body_size = (size_t)n * DEDUP_PROTOCOL_BLOCK;
+    ask_blocks(c, r, n, answers);
+}
+
+void dedup_client_done(DedupAnswers *answers)
+{
+    if (answers->held) {
+        dedup_held_unpin(answers->held, answers->frames, answers->n);
+        dedup_held_unref(answers->held);
+        answers->held = NULL;
+    }
+}
+
+/* --- layers --------------------------------------------------------------- */
+
+/* Does the daemon know it by its number?  With the lock held. */
+static bool is_named(DedupClient *c, const DedupClientLayer *l)
+{
+    return c->sock >= 0 && l->connection == c->connection &&
+           c->layers[l->number] == l;
+}
+
+/* A number for @l, with the lock held.  False: there are too many. */
+static bool number_layer(DedupClient *c, DedupClientLayer *l)
+{
+    unsigned long number = find_first_zero_bit(c->numbers, DEDUP_LIMIT_LAYERS);
+
+    *l = (DedupClientLayer) { .connection = c->connection };
+    if (number >= DEDUP_LIMIT_LAYERS) {
+        l->state = DEDUP_LAYER_LIMIT;
+        pstrcpy(l->why, sizeof(l->why), "this QEMU has too many images");
+        return false;
+    }
+    l->number = number;
+    set_bit(number, c->numbers);
+    c->layers[number] = l;
+    return true;
+}
+
+/*
+ * @l has no number any more, with the lock held.  A number whose state was not
+ * heard stays in use: the daemon may still be at it.
+ */
+static void forget_layer(DedupClient *c, DedupClientLayer *l, bool free_number)
+{
+    Request *r = find_layer_request(c, l->number);
+
+    if (r) {
+        remove_sent(c, r);
+    }
+    c->layers[l->number] = NULL;
+    if (free_number) {
+        clear_bit(l->number, c->numbers);
+    }
+    *l = (DedupClientLayer) { 0 };
+}
+
+void coroutine_fn dedup_client_open_layer(DedupClient *c, DedupClientLayer *l,
+                                          int fd)
+{
+    Request *r = request_new(LAYER, DEDUP_MSG_LAYER, 0, sizeof(DedupMsgLayer));
+
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        if (c->sock < 0 || !number_layer(c, l)) {
+            request_free(r);
+            return;
+        }
+    }
+    r->head.layer.layer = l->number;
+    r->fd = fd;
+    if (!ask(c, r)) {
+        QEMU_LOCK_GUARD(&c->lock);
+        if (is_named(c, l)) {
+            forget_layer(c, l, true);
+        }
+    }
+}
+
+void dedup_client_close_layer(DedupClient *c, DedupClientLayer *l)
+{
+    Request *r = request_new(SAY, DEDUP_MSG_UNLAYER, 0, sizeof(DedupMsgLayer));
+
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        if (is_named(c, l)) {
+            r->head.layer.layer = l->number;
+            QTAILQ_INSERT_TAIL(&c->unsent, r, next);
+            r = NULL;
+            forget_layer(c, l, l->state);
+            send_all(c);
+        }
+        *l = (DedupClientLayer) { 0 };
+    }
+    g_free(r);
+}
+
+bool dedup_client_layer_is_leased(DedupClient *c, DedupClientLayer *l,
+                                  uint32_t *number, bool *name)
+{
+    QEMU_LOCK_GUARD(&c->lock);
+    *number = l->number;
+    *name = c->sock >= 0 && l->connection != c->connection;
+    return c->sock >= 0 && l->connection == c->connection &&
+           l->state == DEDUP_LAYER_LEASED;
+}

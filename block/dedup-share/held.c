@@ -1,0 +1,229 @@
+/*
+ * dedup-share: frames of a store daemon that this process may use
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * See held.h for what must hold.
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/atomic.h"
+#include "qemu/lockable.h"
+#include "block/dedup-share.h"
+#include "held.h"
+#include "trace.h"
+
+typedef struct Slot {
+    uint32_t generation;
+    uint16_t pins;
+    bool held;
+    bool used;                  /* pinned or mapped since the trim began */
+} Slot;
+
+struct DedupHeld {
+    unsigned refs;              /* atomic */
+    int fd;
+    uint32_t nslots;
+    uint8_t uuid[16];
+    DedupGivenOwner owner;
+    QemuMutex lock;             /* protects all below; held for moments */
+    uint64_t serial;
+    uint32_t nheld;
+    Slot *slots;                /* memory only for those that were held */
+};
+
+DedupHeld *dedup_held_new(int fd, uint32_t nslots, const uint8_t uuid[16])
+{
+    DedupHeld *h = g_new0(DedupHeld, 1);
+
+    h->refs = 1;
+    h->fd = fd;
+    h->nslots = nslots;
+    h->slots = g_new0(Slot, nslots);
+    memcpy(h->uuid, uuid, sizeof(h->uuid));
+    qemu_mutex_init(&h->lock);
+    dedup_given_owner_init(&h->owner, fd);
+    return h;
+}
+
+DedupHeld *dedup_held_ref(DedupHeld *h)
+{
+    qatomic_inc(&h->refs);
+    return h;
+}
+
+void dedup_held_unref(DedupHeld *h)
+{
+    if (qatomic_fetch_dec(&h->refs) == 1) {
+        close(h->fd);           /* pages that map frames keep the file */
+        qemu_mutex_destroy(&h->lock);
+        g_free(h->slots);
+        g_free(h);
+    }
+}
+
+bool dedup_held_is_of(const DedupHeld *h, const uint8_t uuid[16], int fd)
+{
+    struct stat ours, other;
+
+    return !memcmp(h->uuid, uuid, sizeof(h->uuid)) && !fstat(h->fd, &ours) &&
+           !fstat(fd, &other) && ours.st_dev == other.st_dev &&
+           ours.st_ino == other.st_ino;
+}
+
+DedupGivenOwner *dedup_held_owner(DedupHeld *h)
+{
+    return &h->owner;
+}
+
+bool dedup_held_set_serial(DedupHeld *h, uint64_t serial)
+{
+    QEMU_LOCK_GUARD(&h->lock);
+    if (serial <= h->serial) {
+        return false;
+    }
+    h->serial = serial;
+    return true;
+}
+
+void dedup_held_restart(DedupHeld *h)
+{
+    QEMU_LOCK_GUARD(&h->lock);
+    h->serial = 0;
+}
+
+bool dedup_held_add(DedupHeld *h, const DedupMsgFrame *frame, bool pin)
+{
+    Slot *s;
+
+    if (frame->slot >= h->nslots || !frame->generation) {
+        return false;
+    }
+    QEMU_LOCK_GUARD(&h->lock);
+    s = &h->slots[frame->slot];
+    if ((s->held && s->generation != frame->generation) ||
+        s->pins == UINT16_MAX) {
+        return false;
+    }
+    h->nheld += !s->held;
+    s->held = true;
+    s->generation = frame->generation;
+    s->pins += pin;
+    return true;
+}
+
+bool dedup_held_pin(DedupHeld *h, uint32_t slot, uint32_t generation)
+{
+    Slot *s;
+
+    assert(slot < h->nslots);
+    QEMU_LOCK_GUARD(&h->lock);
+    s = &h->slots[slot];
+    if (!s->held || s->generation != generation || s->pins == UINT16_MAX) {
+        return false;
+    }
+    s->pins++;
+    return true;
+}
+
+void dedup_held_unpin(DedupHeld *h, const DedupMsgFrame *frames, unsigned n)
+{
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&h->lock);
+    for (i = 0; i < n; i++) {
+        if (frames[i].answer == DEDUP_ANSWER_FRAME) {
+            Slot *s = &h->slots[frames[i].slot];
+
+            assert(s->pins);
+            s->pins--;
+            s->used = true;
+        }
+    }
+}
+
+int dedup_held_copy(DedupHeld *h, uint32_t slot, size_t skip, void *buf,
+                    size_t bytes)
+{
+    off_t at = (off_t)slot * DEDUP_BLOCK_SIZE + skip;
+    ssize_t done;
+
+    assert(at + bytes <= (off_t)h->nslots * DEDUP_BLOCK_SIZE);
+    while (bytes) {
+        done = RETRY_ON_EINTR(pread(h->fd, buf, bytes, at));
+        if (done <= 0) {
+            return done < 0 ? -errno : -EIO;
+        }
+        buf += done;
+        at += done;
+        bytes -= done;
+    }
+    return 0;
+}
+
+/* --- trimming ------------------------------------------------------------- */
+
+static void trim_begin(DedupHeld *h)
+{
+    uint32_t i;
+
+    QEMU_LOCK_GUARD(&h->lock);
+    for (i = 0; i < h->nslots; i++) {
+        if (h->slots[i].used) {         /* do not touch memory of the others */
+            h->slots[i].used = false;
+        }
+    }
+}
+
+static void mark_used(void *opaque, uint32_t slot)
+{
+    DedupHeld *h = opaque;
+
+    QEMU_LOCK_GUARD(&h->lock);
+    h->slots[slot].used = true;
+}
+
+/* Let go of some from *next on; step on.  Returns how many. */
+static unsigned trim_some(DedupHeld *h, uint32_t *next, uint32_t *slots,
+                          uint64_t *serial)
+{
+    unsigned n = 0;
+
+    QEMU_LOCK_GUARD(&h->lock);
+    *serial = h->serial;
+    for (; *next < h->nslots && n < DEDUP_RELEASE_SLOTS; (*next)++) {
+        Slot *s = &h->slots[*next];
+
+        if (s->held && !s->pins && !s->used) {
+            s->held = false;
+            h->nheld--;
+            slots[n++] = *next;
+        }
+    }
+    return n;
+}
+
+void dedup_held_trim(DedupHeld *h, DedupReleaseFn *release, void *opaque)
+{
+    g_autofree uint32_t *slots = g_new(uint32_t, DEDUP_RELEASE_SLOTS);
+    uint32_t next = 0, released = 0;
+    uint64_t serial;
+    unsigned n;
+
+    trim_begin(h);
+    dedup_given_each(&h->owner, mark_used, h);
+    while (next < h->nslots) {
+        n = trim_some(h, &next, slots, &serial);
+        if (n) {
+            release(opaque, slots, n, serial);
+        }
+        released += n;
+    }
+    trace_dedup_held_trim(released, dedup_held_count(h));
+}
+
+uint32_t dedup_held_count(DedupHeld *h)
+{
+    QEMU_LOCK_GUARD(&h->lock);
+    return h->nheld;
+}

@@ -1,0 +1,84 @@
+/*
+ * dedup-share: frames of a store daemon that this process may use
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The store daemon keeps what this process *holds*.  A hold begins with the
+ * answer that names the frame, and ends when the process says so (RELEASE).
+ *
+ * Invariants
+ *
+ * - A frame is mapped or read only while it is held.
+ * - A frame is not let go while it is *pinned*, that is, in the use of a
+ *   request, or while a page of the guest maps it, or may.
+ * - What a request has unpinned it may have given.  So a frame that was
+ *   unpinned while a trim was under way is let be until the next one.
+ * - A slot that is held names one content: the daemon does not use it again.
+ *
+ * One object for each store that the process has met.  It outlives the
+ * connection, and the daemon, for as long as requests use its frames.
+ */
+
+#ifndef DEDUP_SHARE_HELD_H
+#define DEDUP_SHARE_HELD_H
+
+#include "dedup-store/protocol.h"
+#include "given.h"
+
+typedef struct DedupHeld DedupHeld;
+
+/*
+ * Frames of the file @fd, which the object owns from now on, of a store with
+ * this @uuid and so many slots.  The caller has a reference.
+ */
+DedupHeld *dedup_held_new(int fd, uint32_t nslots, const uint8_t uuid[16]);
+DedupHeld *dedup_held_ref(DedupHeld *h);
+void dedup_held_unref(DedupHeld *h);
+
+/* Is it of the store with this UUID, whose frames are in the file @fd? */
+bool dedup_held_is_of(const DedupHeld *h, const uint8_t uuid[16], int fd);
+
+/* What pages of the guest are given by, see given.h. */
+DedupGivenOwner *dedup_held_owner(DedupHeld *h);
+
+/*
+ * An answer with this serial number comes.  False if it is not greater than
+ * those before it.  The daemon counts anew for a process that it does not know
+ * any more; see dedup_held_restart().
+ */
+bool dedup_held_set_serial(DedupHeld *h, uint64_t serial);
+void dedup_held_restart(DedupHeld *h);
+
+/*
+ * An answer names @frame.  If @pin, it is pinned.  False if it cannot be: no
+ * such slot, or one that is held and names something else.
+ */
+bool dedup_held_add(DedupHeld *h, const DedupMsgFrame *frame, bool pin);
+
+/* Pin what is remembered from an earlier answer.  False: it was let go. */
+bool dedup_held_pin(DedupHeld *h, uint32_t slot, uint32_t generation);
+
+/* Unpin those of @n frames whose answer is FRAME. */
+void dedup_held_unpin(DedupHeld *h, const DedupMsgFrame *frames, unsigned n);
+
+/*
+ * Copy @bytes from @skip on of @slot, which is pinned, or of as many slots as
+ * that takes.  0, or -errno.
+ */
+int dedup_held_copy(DedupHeld *h, uint32_t slot, size_t skip, void *buf,
+                    size_t bytes);
+
+/*
+ * Let go of all that is neither pinned nor mapped.  @release is called for up
+ * to DEDUP_RELEASE_SLOTS slots at a time, without a lock, to say so to the
+ * daemon.  Looks at all guest memory: not from a thread that others wait for;
+ * one at a time.
+ */
+typedef void DedupReleaseFn(void *opaque, const uint32_t *slots, unsigned n,
+                            uint64_t serial);
+void dedup_held_trim(DedupHeld *h, DedupReleaseFn *release, void *opaque);
+
+/* Frames that are held. */
+uint32_t dedup_held_count(DedupHeld *h);
+
+#endif /* DEDUP_SHARE_HELD_H */

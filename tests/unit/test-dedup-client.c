@@ -1,0 +1,824 @@
+/*
+ * dedup-share: tests of the connection to a store daemon
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Against the real daemon, and against scripts that break the protocol, or do
+ * not speak.
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include "block/aio.h"
+#include "block/dedup-share.h"
+#include "block/dedup-share/client.h"
+#include "qapi/error.h"
+#include "qemu/cutils.h"
+#include "qemu/main-loop.h"
+#include "qemu/memfd.h"
+#include "qemu/units.h"
+#include "dedup-guest-ram.h"
+
+#define PAGE DEDUP_BLOCK_SIZE
+#define BLOCKS 512              /* of the image; 2 MiB */
+#define SLOTS 64                /* of a scripted daemon */
+#define LIMIT_MS 20000          /* of silence: none of the real daemon */
+
+static char *dir, *sock, *image;
+static uint8_t *bytes;          /* what the image holds */
+static GPid daemon_pid;
+static DedupHeld *trimmed;
+
+/* --- the real daemon ------------------------------------------------------ */
+
+static void wait_for_socket(void)
+{
+    while (!g_file_test(sock, G_FILE_TEST_EXISTS)) {
+        g_usleep(1000);
+    }
+}
+
+static void start_daemon(const char *size)
+{
+    g_autofree char *program = g_test_build_filename(
+        G_TEST_BUILT, "..", "..", "dedup-store", "qemu-dedup-store", NULL);
+    char *argv[] = { program, (char *)"--socket", sock, (char *)"--size",
+                     (char *)size, NULL };
+
+    g_assert_true(g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD,
+                                NULL, NULL, &daemon_pid, NULL));
+    wait_for_socket();
+}
+
+static void end_daemon(int signal)
+{
+    kill(daemon_pid, signal);
+    waitpid(daemon_pid, NULL, 0);
+    g_spawn_close_pid(daemon_pid);
+    g_unlink(sock);
+}
+
+static void setup(void)
+{
+    unsigned i;
+
+    dir = g_strdup_printf("%s/dedup-client-XXXXXX", g_get_tmp_dir());
+    g_assert_nonnull(g_mkdtemp(dir));
+    sock = g_build_filename(dir, "sock", NULL);
+    image = g_build_filename(dir, "image", NULL);
+    bytes = g_malloc(BLOCKS * PAGE);
+    for (i = 0; i < BLOCKS * PAGE / 4; i++) {
+        ((uint32_t *)bytes)[i] = g_test_rand_int();
+    }
+    g_assert_true(g_file_set_contents(image, (char *)bytes, BLOCKS * PAGE,
+                                      NULL));
+}
+
+static void teardown(void)
+{
+    g_autofree char *lock = g_strconcat(sock, ".lock", NULL);
+
+    g_unlink(lock);
+    g_unlink(sock);
+    g_unlink(image);
+    g_assert_cmpint(g_rmdir(dir), ==, 0);
+    g_free(bytes);
+    g_free(image);
+    g_free(sock);
+    g_free(dir);
+}
+
+static DedupClient *get(void)
+{
+    return dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS,
+                            &error_abort);
+}
+
+/* --- in coroutines -------------------------------------------------------- */
+
+typedef struct Ask {
+    DedupClient *c;
+    DedupMsgExtent extent;      /* n is 0: put @buf */
+    const void *buf;
+    unsigned n;
+    DedupClientLayer *layer;    /* open it, if not NULL */
+    int fd;
+    bool done;
+    DedupAnswers a;
+} Ask;
+
+static void coroutine_fn ask_entry(void *opaque)
+{
+    Ask *q = opaque;
+
+    if (q->layer) {
+        dedup_client_open_layer(q->c, q->layer, q->fd);
+    } else if (q->extent.n) {
+        dedup_client_read(q->c, &q->extent, 1, 0, &q->a);
+    } else {
+        dedup_client_put_blocks(q->c, q->buf, q->n, 0, &q->a);
+    }
+    q->done = true;
+}
+
+static void begin(Ask *q)
+{
+    q->done = false;
+    qemu_coroutine_enter(qemu_coroutine_create(ask_entry, q));
+}
+
+static void end(Ask *q)
+{
+    while (!q->done) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+}
+
+static void ask(Ask *q)
+{
+    begin(q);
+    end(q);
+}
+
+static DedupLayerState open_layer(DedupClient *c, DedupClientLayer *l)
+{
+    Ask q = { .c = c, .layer = l, .fd = open(image, O_RDONLY) };
+
+    ask(&q);
+    close(q.fd);
+    return l->state;
+}
+
+static void read_layer(Ask *q, DedupClient *c, const DedupClientLayer *l,
+                       unsigned first, unsigned n)
+{
+    *q = (Ask) {
+        .c = c, .extent = { .layer = l->number, .first = first, .n = n },
+    };
+    ask(q);
+    g_assert_cmpint(q->a.n, ==, n);
+}
+
+static void put(Ask *q, DedupClient *c, const void *buf, unsigned n)
+{
+    *q = (Ask) { .c = c, .buf = buf, .n = n };
+    ask(q);
+    g_assert_cmpint(q->a.n, ==, n);
+}
+
+/* All blocks are in frames that hold these bytes. */
+static void check_frames(const DedupAnswers *a, const uint8_t *want)
+{
+    g_autofree uint8_t *got = g_malloc(PAGE);
+    unsigned i;
+
+    for (i = 0; i < a->n; i++) {
+        g_assert_cmpint(a->frames[i].answer, ==, DEDUP_ANSWER_FRAME);
+        g_assert_cmpint(dedup_held_copy(a->held, a->frames[i].slot, 0, got,
+                                        PAGE), ==, 0);
+        g_assert_cmpmem(got, PAGE, want + i * PAGE, PAGE);
+    }
+}
+
+static void check_all(const DedupAnswers *a, DedupAnswer want)
+{
+    unsigned i;
+
+    for (i = 0; i < a->n; i++) {
+        g_assert_cmpint(a->frames[i].answer, ==, want);
+    }
+}
+
+/* --- tests with the real daemon ------------------------------------------- */
+
+static void test_read(void)
+{
+    DedupClientLayer l = { 0 };
+    DedupClient *c;
+    uint32_t number;
+    bool name;
+    Ask q, again;
+
+    setup();
+    start_daemon("16M");
+    c = get();
+    g_assert_true(dedup_client_is_up(c));
+    g_assert_cmpint(dedup_client_store_size(c), ==, 16 * MiB);
+    g_assert_false(dedup_client_layer_is_leased(c, &l, &number, &name));
+    g_assert_true(name);
+    g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
+    g_assert_true(dedup_client_layer_is_leased(c, &l, &number, &name));
+    read_layer(&q, c, &l, 7, 256);
+    check_frames(&q.a, bytes + 7 * PAGE);
+    read_layer(&again, c, &l, 7, 256);
+    check_frames(&again.a, bytes + 7 * PAGE);
+    g_assert_cmpint(q.a.frames[3].slot, ==, again.a.frames[3].slot);
+    g_assert_cmpint(dedup_held_count(q.a.held), ==, 256);
+    dedup_client_done(&q.a);
+    dedup_client_done(&again.a);
+
+    /* content that is there is found when it is put */
+    put(&again, c, bytes + 9 * PAGE, 32);
+    check_frames(&again.a, bytes + 9 * PAGE);
+    g_assert_cmpint(q.a.frames[2].slot, ==, again.a.frames[0].slot);
+    dedup_client_done(&again.a);
+    dedup_client_close_layer(c, &l);
+    dedup_client_put(c);
+    end_daemon(SIGTERM);
+    teardown();
+}
+
+/* More requests than the daemon takes, and more bytes than the socket does. */
+static void test_many(void)
+{
+    enum { MANY = 3 * DEDUP_LIMIT_REQUESTS };
+    g_autofree Ask *q = g_new0(Ask, MANY);
+    DedupClientLayer l = { 0 };
+    DedupClient *c;
+    unsigned i, n = 16;
+
+    setup();
+    start_daemon("16M");
+    c = get();
+    for (i = 0; i < MANY; i++) {
+        q[i] = (Ask) { .c = c, .buf = bytes + i * 2 * PAGE, .n = n };
+        begin(&q[i]);
+    }
+    for (i = 0; i < MANY; i++) {
+        end(&q[i]);
+        check_frames(&q[i].a, bytes + i * 2 * PAGE);
+        dedup_client_done(&q[i].a);
+    }
+
+    /* it finds all of them when it goes on, and is not asked too much */
+    g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
+    kill(daemon_pid, SIGSTOP);
+    for (i = 0; i < MANY; i++) {
+        q[i] = (Ask) {
+            .c = c, .extent = { .layer = l.number, .first = i, .n = 1 },
+        };
+        begin(&q[i]);
+    }
+    kill(daemon_pid, SIGCONT);
+    for (i = 0; i < MANY; i++) {
+        end(&q[i]);
+        check_frames(&q[i].a, bytes + i * PAGE);
+        dedup_client_done(&q[i].a);
+    }
+    dedup_client_close_layer(c, &l);
+    dedup_client_put(c);
+    end_daemon(SIGTERM);
+    teardown();
+}
+
+/* Who opens the image for writing waits for nobody, and ends the lease. */
+static void test_break(void)
+{
+    DedupClientLayer l = { 0 };
+    DedupClient *c;
+    uint32_t number;
+    bool name;
+    Ask q;
+    int fd;
+
+    setup();
+    start_daemon("16M");
+    c = get();
+    g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
+    read_layer(&q, c, &l, 0, 64);
+    fd = open(image, O_WRONLY);
+    g_assert_cmpint(pwrite(fd, bytes + PAGE, PAGE, 0), ==, PAGE);
+    check_frames(&q.a, bytes);          /* what was read is what it was */
+    dedup_client_done(&q.a);
+    read_layer(&q, c, &l, 0, 64);
+    check_all(&q.a, DEDUP_ANSWER_NO_LEASE);
+    dedup_client_done(&q.a);
+    g_assert_false(dedup_client_layer_is_leased(c, &l, &number, &name));
+    g_assert_false(name);
+    g_assert_cmpint(l.state, ==, DEDUP_LAYER_BROKEN);
+    close(fd);
+    dedup_client_close_layer(c, &l);
+    g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
+    read_layer(&q, c, &l, 0, 1);
+    check_frames(&q.a, bytes + PAGE);
+    dedup_client_done(&q.a);
+    dedup_client_close_layer(c, &l);
+    dedup_client_put(c);
+    end_daemon(SIGTERM);
+    teardown();
+}
+
+/* Put new content until the daemon has taken @want blocks of it. */
+static void put_new(DedupClient *c, unsigned want)
+{
+    uint8_t *buf = g_malloc0(PAGE);
+    static uint64_t number;
+    Ask q;
+
+    while (want) {
+        *(uint64_t *)buf = ++number;
+        put(&q, c, buf, 1);
+        if (q.a.frames[0].answer == DEDUP_ANSWER_FRAME) {
+            check_frames(&q.a, buf);
+            want--;
+        } else {
+            /* the store is full, or this client has its part of it */
+            g_assert_true(q.a.frames[0].answer == DEDUP_ANSWER_FULL ||
+                          q.a.frames[0].answer == DEDUP_ANSWER_BUSY);
+            g_usleep(10 * 1000);
+        }
+        dedup_client_done(&q.a);
+    }
+    g_free(buf);
+}
+
+/*
+ * What a page of the guest maps is kept when the store is filled twice; what
+ * none does, is not.  So it is when the connection is another.
+ */
+static void test_trim(void)
+{
+    uint8_t *guest = dedup_guest_ram_new(8 * PAGE);
+    DedupClient *c;
+    DedupHeld *h;
+    unsigned i, slots;
+    Ask q;
+
+    setup();
+    start_daemon("1M");
+    c = get();
+    slots = dedup_client_store_size(c) / PAGE;
+    for (i = 0; i < 8; i++) {
+        put(&q, c, bytes + i * PAGE, 1);
+        g_assert_true(dedup_given_map(dedup_held_owner(q.a.held),
+                                      guest + i * PAGE, q.a.frames[0].slot,
+                                      1));
+        h = dedup_held_ref(q.a.held);
+        dedup_client_done(&q.a);
+        if (i < 7) {
+            dedup_held_unref(h);
+        }
+    }
+    put_new(c, 2 * slots);
+    g_assert_cmpmem(guest, 8 * PAGE, bytes, 8 * PAGE);
+    dedup_client_put(c);                /* and its holds stay */
+    c = get();
+    memset(guest + 4 * PAGE, 0x55, 4 * PAGE);
+    put_new(c, 2 * slots);
+    g_assert_cmpmem(guest, 4 * PAGE, bytes, 4 * PAGE);
+    g_assert_cmpint(dedup_held_count(h), >=, 4);
+    dedup_held_unref(h);
+    dedup_client_put(c);
+    end_daemon(SIGTERM);
+    dedup_guest_ram_free();
+    teardown();
+}
+
+static const DedupMsgFrame late = {
+    .answer = DEDUP_ANSWER_FRAME, .slot = 2 * DEDUP_RELEASE_SLOTS - 9,
+    .generation = 5,
+};
+
+static void release_some(void *opaque, const uint32_t *slots, unsigned n,
+                         uint64_t serial)
+{
+    unsigned *calls = opaque;
+    unsigned i;
+
+    g_assert_cmpint(serial, ==, 7);
+    for (i = 0; i < n; i++) {
+        g_assert_cmpint(slots[i], !=, late.slot);
+    }
+    if (!(*calls)++) {
+        dedup_held_unpin(trimmed, &late, 1);
+    }
+}
+
+/* A request that ends while a trim is under way may have given its frame. */
+static void test_trim_race(void)
+{
+    uint8_t uuid[16] = { 1 };
+    uint32_t nslots = 2 * DEDUP_RELEASE_SLOTS, i;
+    int fd = qemu_memfd_create("frames", (size_t)nslots * PAGE, false, 0, 0,
+                               &error_abort);
+    DedupHeld *h = dedup_held_new(fd, nslots, uuid);
+    unsigned calls = 0;
+
+    trimmed = h;
+    g_assert_true(dedup_held_set_serial(h, 7));
+    for (i = 0; i < nslots; i++) {
+        DedupMsgFrame f = late;
+
+        f.slot = i;
+        g_assert_true(dedup_held_add(h, &f, i == late.slot));
+    }
+    dedup_held_trim(h, release_some, &calls);
+    g_assert_cmpint(calls, ==, 2);
+    g_assert_cmpint(dedup_held_count(h), ==, 1);
+    g_assert_true(dedup_held_pin(h, late.slot, late.generation));
+    g_assert_false(dedup_held_pin(h, 0, late.generation));
+    dedup_held_unref(h);
+}
+
+/* The daemon dies: requests go on without, and with the next one. */
+static void test_killed(void)
+{
+    DedupClientLayer l = { 0 };
+    DedupClient *c;
+    uint32_t number;
+    bool name;
+    Ask old, q;
+
+    setup();
+    start_daemon("16M");
+    c = get();
+    g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
+    read_layer(&old, c, &l, 0, 64);
+    end_daemon(SIGKILL);
+    read_layer(&q, c, &l, 0, 64);
+    check_all(&q.a, DEDUP_ANSWER_FAILED);
+    dedup_client_done(&q.a);
+    start_daemon("16M");
+    while (dedup_client_layer_is_leased(c, &l, &number, &name) || !name) {
+        g_usleep(10 * 1000);
+    }
+    g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
+    read_layer(&q, c, &l, 64, 64);
+    check_frames(&q.a, bytes + 64 * PAGE);
+    g_assert_true(old.a.held != q.a.held);
+    dedup_client_done(&q.a);
+    check_frames(&old.a, bytes);        /* of the one that has died */
+    dedup_client_done(&old.a);
+    dedup_client_close_layer(c, &l);
+    dedup_client_put(c);
+    end_daemon(SIGTERM);
+    teardown();
+}
+
+/* A daemon that is stopped is not waited for, and is asked again later. */
+static void test_stopped(void)
+{
+    DedupClient *c;
+    Ask q;
+
+    setup();
+    start_daemon("16M");
+    c = dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, 300, &error_abort);
+    kill(daemon_pid, SIGSTOP);
+    put(&q, c, bytes, 4);
+    check_all(&q.a, DEDUP_ANSWER_FAILED);
+    dedup_client_done(&q.a);
+    g_assert_false(dedup_client_is_up(c));
+    put(&q, c, bytes, 4);
+    check_all(&q.a, DEDUP_ANSWER_FAILED);
+    dedup_client_done(&q.a);
+    kill(daemon_pid, SIGCONT);
+    while (!dedup_client_is_up(c)) {
+        g_usleep(1000);
+    }
+    put(&q, c, bytes, 4);
+    check_frames(&q.a, bytes);
+    g_assert_cmpint(dedup_held_count(q.a.held), ==, 4);
+    dedup_client_done(&q.a);
+    dedup_client_put(c);
+    end_daemon(SIGTERM);
+    teardown();
+}
+
+/* --- a daemon that is not one --------------------------------------------- */
+
+typedef struct Script {
+    DedupMsgWelcome welcome;
+    int frames;                 /* passed with it, if >= 0 */
+    /* to the first request; its number, and perhaps more, is filled in */
+    union {
+        DedupMsgHeader header;
+        DedupMsgLayerState state;
+        struct {
+            DedupMsgAnswer answer;
+            DedupMsgFrame frames[2];
+        };
+    } m;
+    size_t size;                /* of @m; 0: say nothing */
+    int fd;                     /* passed with it, if > 0 */
+    unsigned times;             /* that it is said, at most twice */
+    GThread *thread;
+    int listener;
+} Script;
+
+static void pass(int s, void *message, size_t size, int fd)
+{
+    struct iovec iov = { message, size };
+    union {
+        struct cmsghdr header;
+        uint8_t bytes[CMSG_SPACE(sizeof(int))];
+    } control = {};
+    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+    if (fd >= 0) {
+        msg.msg_control = &control;
+        msg.msg_controllen = sizeof(control);
+        control.header.cmsg_len = CMSG_LEN(sizeof(int));
+        control.header.cmsg_level = SOL_SOCKET;
+        control.header.cmsg_type = SCM_RIGHTS;
+        memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+    }
+    sendmsg(s, &msg, MSG_NOSIGNAL);
+}
+
+/* Serve one connection until it ends. */
+static void *run_script(void *opaque)
+{
+    Script *sc = opaque;
+    g_autofree uint8_t *buf = g_malloc(DEDUP_MSG_MAX);
+    DedupMsgHeader *h = (void *)buf;
+    int s = accept(sc->listener, NULL, NULL);
+    unsigned i;
+
+    if (recv(s, buf, DEDUP_MSG_MAX, 0) > 0) {
+        pass(s, &sc->welcome, sizeof(sc->welcome), sc->frames);
+    }
+    while (recv(s, buf, DEDUP_MSG_MAX, 0) > 0) {
+        for (i = 0; sc->size && i < sc->times; i++) {
+            if (sc->m.header.type == DEDUP_MSG_ANSWER) {
+                sc->m.header.request += h->request;
+                sc->m.answer.serial += i;
+            }
+            pass(s, &sc->m, sc->size, sc->fd > 0 ? sc->fd : -1);
+            sc->m.header.request = 0;
+        }
+    }
+    close(s);
+    return NULL;
+}
+
+static void listen_for(Script *sc)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+    pstrcpy(addr.sun_path, sizeof(addr.sun_path), sock);
+    sc->listener = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    g_assert_cmpint(bind(sc->listener, (struct sockaddr *)&addr,
+                         sizeof(addr)), ==, 0);
+    g_assert_cmpint(listen(sc->listener, 1), ==, 0);
+    sc->thread = g_thread_new("script", run_script, sc);
+}
+
+static void end_script(Script *sc)
+{
+    g_thread_join(sc->thread);
+    close(sc->listener);
+    g_unlink(sock);
+}
+
+static int make_frames(size_t size, int flags)
+{
+    int fd = qemu_memfd_create("frames", size, false, 0, 0, &error_abort);
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
+    int reopened = open(path, flags);
+
+    close(fd);
+    g_assert_cmpint(reopened, >=, 0);
+    return reopened;
+}
+
+/* What an honest daemon says. */
+static Script honest(void)
+{
+    static uint8_t uuid;
+
+    return (Script) {
+        .welcome = {
+            .header.type = DEDUP_MSG_WELCOME,
+            .version = DEDUP_PROTOCOL_VERSION,
+            .store = DEDUP_STORE_KIND_LINUX, .nslots = SLOTS,
+            .uuid = { ++uuid },
+        },
+        .frames = make_frames(SLOTS * PAGE, O_RDONLY),
+        .m = {
+            .answer = {
+                .header = { DEDUP_MSG_ANSWER, 2, 0 }, .serial = 1,
+            },
+            .frames = {
+                { .answer = DEDUP_ANSWER_FRAME, .slot = 3, .generation = 1 },
+                { .answer = DEDUP_ANSWER_ZEROES },
+            },
+        },
+        .size = sizeof(DedupMsgAnswer) + 2 * sizeof(DedupMsgFrame),
+        .times = 1,
+    };
+}
+
+/* Put two blocks. */
+static void with_script(Script *sc, void (*check)(DedupClient *c, Ask *q))
+{
+    DedupClient *c;
+    Ask q;
+
+    listen_for(sc);
+    c = get();
+    put(&q, c, bytes, 2);
+    check(c, &q);
+    dedup_client_done(&q.a);
+    dedup_client_put(c);
+    end_script(sc);
+    close(sc->frames);
+}
+
+static void check_honest(DedupClient *c, Ask *q)
+{
+    g_assert_cmpint(q->a.frames[0].answer, ==, DEDUP_ANSWER_FRAME);
+    g_assert_cmpint(q->a.frames[0].slot, ==, 3);
+    g_assert_cmpint(q->a.frames[1].answer, ==, DEDUP_ANSWER_ZEROES);
+    g_assert_true(dedup_client_is_up(c));
+}
+
+/* At least one block was not decided, and the connection has ended. */
+static void check_refused(DedupClient *c, Ask *q)
+{
+    g_assert_cmpint(q->a.frames[1].answer, ==, DEDUP_ANSWER_FAILED);
+    while (dedup_client_is_up(c)) {
+        g_usleep(1000);
+    }
+}
+
+/* The request was answered; then the connection has ended. */
+static void check_ended(DedupClient *c, Ask *q)
+{
+    while (dedup_client_is_up(c)) {
+        g_usleep(1000);
+    }
+}
+
+static void test_wrong_answers(void)
+{
+    void (*check)(DedupClient *, Ask *);
+    unsigned i;
+
+    setup();
+    for (i = 0; i <= 17; i++) {
+        Script sc = honest();
+
+        check = check_refused;
+        switch (i) {
+        case 0:
+            check = check_honest;
+            break;
+        case 1:
+            sc.m.header.count = 3;
+            break;
+        case 2:
+            sc.size -= 8;
+            break;
+        case 3:
+            sc.m.header.request = 1;    /* of none that was asked */
+            break;
+        case 4:
+            sc.m.answer.first = 1;
+            break;
+        case 5:
+            sc.m.answer.serial = 0;
+            break;
+        case 6:
+            sc.m.frames[1].answer = 0;
+            break;
+        case 7:
+            sc.m.frames[1].answer = DEDUP_ANSWER_BUSY + 1;
+            break;
+        case 8:
+            sc.m.frames[1] = (DedupMsgFrame) {
+                .answer = DEDUP_ANSWER_FRAME, .slot = SLOTS, .generation = 1,
+            };
+            break;
+        case 9:
+            sc.m.frames[1] = (DedupMsgFrame) {
+                .answer = DEDUP_ANSWER_FRAME, .slot = 1,
+            };
+            break;
+        case 10:                        /* a held slot with another content */
+            sc.m.frames[1] = sc.m.frames[0];
+            sc.m.frames[1].generation = 2;
+            break;
+        case 11:
+            sc.m.frames[1].answer = DEDUP_ANSWER_PENDING;
+            sc.times = 2;               /* its first block twice */
+            break;
+        case 12:
+            sc.m.header.type = 99;
+            break;
+        case 13:
+            sc.m.header.type = DEDUP_MSG_WELCOME;
+            break;
+        case 14:
+            sc.fd = sc.frames;
+            break;
+        case 15:
+            sc.size = sizeof(DedupMsgHeader) - 4;
+            break;
+        case 16:
+            sc.m.answer.reserved = 1;
+            break;
+        case 17:                        /* all of it once more */
+            sc.times = 2;
+            check = check_ended;
+            break;
+        }
+        with_script(&sc, check);
+    }
+    teardown();
+}
+
+static void test_wrong_welcomes(void)
+{
+    Error *err = NULL;
+    unsigned i;
+
+    setup();
+    for (i = 0; i <= 11; i++) {
+        Script sc = honest();
+        int whole = sc.frames;
+
+        switch (i) {
+        case 0:
+            sc.welcome.store = DEDUP_STORE_KIND_XEN;
+            break;
+        case 1:
+            sc.welcome.version++;
+            break;
+        case 2:
+            sc.welcome.nslots = 0;
+            break;
+        case 3:
+            sc.welcome.nslots++;
+            break;
+        case 4:
+            sc.frames = -1;
+            break;
+        case 5:
+            sc.frames = make_frames(SLOTS * PAGE, O_RDWR);
+            break;
+        case 6:
+            sc.frames = make_frames(SLOTS * PAGE, O_PATH);
+            break;
+        case 7:
+            sc.frames = make_frames(SLOTS * PAGE / 2, O_RDONLY);
+            break;
+        case 8:
+            sc.frames = open(image, O_RDONLY);
+            sc.welcome.nslots = BLOCKS;
+            break;
+        case 9:
+            sc.welcome.header.count = 1;
+            break;
+        case 10:
+            sc.welcome.header.type = DEDUP_MSG_ALIVE;
+            break;
+        case 11:
+            memset(sc.welcome.uuid, 0, sizeof(sc.welcome.uuid));
+            break;
+        }
+        listen_for(&sc);
+        g_assert_null(dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS,
+                                       &err));
+        g_assert_true(g_str_has_prefix(error_get_pretty(err), "socket: "));
+        error_free(err);
+        err = NULL;
+        end_script(&sc);
+        if (sc.frames >= 0 && sc.frames != whole) {
+            close(sc.frames);
+        }
+        close(whole);
+    }
+    teardown();
+}
+
+static void test_nobody(void)
+{
+    Error *err = NULL;
+
+    setup();
+    g_assert_null(dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS,
+                                   &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "no store daemon listens"));
+    error_free(err);
+    teardown();
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    qemu_init_main_loop(&error_abort);
+    g_test_add_func("/dedup/client/nobody", test_nobody);
+    g_test_add_func("/dedup/client/wrong-welcomes", test_wrong_welcomes);
+    g_test_add_func("/dedup/client/wrong-answers", test_wrong_answers);
+    g_test_add_func("/dedup/client/read", test_read);
+    g_test_add_func("/dedup/client/many", test_many);
+    g_test_add_func("/dedup/client/break", test_break);
+    g_test_add_func("/dedup/client/trim", test_trim);
+    g_test_add_func("/dedup/client/trim-race", test_trim_race);
+    g_test_add_func("/dedup/client/killed", test_killed);
+    g_test_add_func("/dedup/client/stopped", test_stopped);
+    return g_test_run();
+}
