@@ -61,7 +61,7 @@ def write_to_disk(guest, block, byte):
 
 def check_in_flight(lab, two):
     """Write to a block while it is read: nothing of the read is recorded."""
-    slow = lab.tiny("g3", [Disk(throttle=1 << 14)])
+    slow = lab.tiny("g3", [Disk(throttle=1 << 13)])
     slow.start()
     gfns = range(A, A + 16)
     slow.read_pages(600, gfns)          # the first is never throttled
