@@ -106,6 +106,8 @@ static bool is_to_be_told(const Block *b)
 static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
                                   uint64_t serial)
 {
+    uint32_t flags = b->filled ? DEDUP_FRAME_FILLED : 0;
+
     if (!b->answer) {
         return (DedupMsgFrame) { .answer = DEDUP_ANSWER_PENDING };
     }
@@ -114,14 +116,16 @@ static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
     }
     if (b->frame && !process_hold(s, c->process, b->frame, serial)) {
         c->too_many = true;
-        return (DedupMsgFrame) { .answer = DEDUP_ANSWER_BUSY };
+        return (DedupMsgFrame) {
+            .answer = DEDUP_ANSWER_BUSY, .flags = flags,
+        };
     }
     if (!b->frame) {
-        return (DedupMsgFrame) { .answer = b->answer };
+        return (DedupMsgFrame) { .answer = b->answer, .flags = flags };
     }
     return (DedupMsgFrame) {
         .answer = b->answer, .slot = frame_slot(s, b->frame),
-        .generation = frame_generation(b->frame),
+        .generation = frame_generation(b->frame), .flags = flags,
     };
 }
 

@@ -109,9 +109,13 @@ void request_look_up(Store *s, Request *r, unsigned i, Layer *layer,
     }
     layer_ref(layer);
     b->layer = layer;
-    if (!is_known(s, b, layer_entry(layer, number, false)) &&
-        r->flags & DEDUP_REQUEST_NO_FILL) {
+    if (is_known(s, b, layer_entry(layer, number, false))) {
+        return;
+    }
+    if (r->flags & DEDUP_REQUEST_NO_FILL) {
         b->answer = DEDUP_ANSWER_ABSENT;
+    } else {
+        b->filled = true;
     }
 }
 

@@ -30,6 +30,7 @@ typedef struct Block {
     Frame *frame;               /* FRAME: pinned */
     Layer *layer;               /* the leased layer it is of, or NULL */
     uint64_t number;            /* there */
+    bool filled;                /* it is to be read from there */
     bool told;                  /* that it is pending */
     bool sent;
 } Block;

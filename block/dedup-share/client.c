@@ -46,6 +46,7 @@ typedef struct Request {
     size_t body_size;
     void *own_body;             /* SAY: freed with it */
     int fd;                     /* LAYER: the coroutine's */
+    uint64_t connection;        /* READ, LAYER: that it is for; 0: any */
     DedupAnswers *answers;      /* READ, PUT: of the coroutine */
     unsigned n, left;           /* blocks; those that are not decided */
     uint8_t state[DEDUP_READ_BLOCKS];
@@ -230,7 +231,7 @@ static const char *on_answer_block(DedupClient *c, Request *r, unsigned i,
                                    const DedupMsgFrame *f)
 {
     if (f->answer < DEDUP_ANSWER_FRAME || f->answer > DEDUP_ANSWER_BUSY ||
-        f->reserved) {
+        f->flags & ~DEDUP_FRAME_FILLED) {
         return "an unknown answer";
     }
     if (f->answer == DEDUP_ANSWER_PENDING) {
@@ -247,11 +248,12 @@ static const char *on_answer_block(DedupClient *c, Request *r, unsigned i,
         !dedup_held_add(c->held, f, r->answers)) {
         return "a frame that cannot be";
     }
-    r->state[i] = DECIDED;
-    r->left--;
     if (r->answers) {
+        r->answers->nfilled += f->flags & DEDUP_FRAME_FILLED;
         r->answers->frames[i] = *f;
     }
+    r->state[i] = DECIDED;
+    r->left--;
     return NULL;
 }
 
@@ -684,6 +686,17 @@ bool dedup_client_is_up(DedupClient *c)
     return c->sock >= 0 && !c->silent && !c->wrong;
 }
 
+void dedup_client_counters(DedupClient *c, DedupHeldCounters *counters)
+{
+    DedupHeld *h;
+
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        h = dedup_held_ref(c->held);
+    }
+    dedup_held_counters(h, counters);
+    dedup_held_unref(h);
+}
+
 uint64_t dedup_client_store_size(DedupClient *c)
 {
     QEMU_LOCK_GUARD(&c->lock);
@@ -696,7 +709,8 @@ uint64_t dedup_client_store_size(DedupClient *c)
 static bool coroutine_fn ask(DedupClient *c, Request *r)
 {
     WITH_QEMU_LOCK_GUARD(&c->lock) {
-        if (c->sock < 0 || c->silent || c->wrong) {
+        if (c->sock < 0 || c->silent || c->wrong ||
+            (r->connection && r->connection != c->connection)) {
             request_free(r);
             return false;
         }
@@ -718,6 +732,7 @@ static void coroutine_fn ask_blocks(DedupClient *c, Request *r, unsigned n,
 
     answers->held = NULL;
     answers->n = r->n = r->left = n;
+    answers->nfilled = 0;
     r->answers = answers;
     if (!ask(c, r)) {
         for (i = 0; i < n; i++) {
@@ -726,7 +741,7 @@ static void coroutine_fn ask_blocks(DedupClient *c, Request *r, unsigned n,
     }
 }
 
-void coroutine_fn dedup_client_read(DedupClient *c,
+void coroutine_fn dedup_client_read(DedupClient *c, uint64_t connection,
                                     const DedupMsgExtent *extents, unsigned n,
                                     uint32_t flags, DedupAnswers *answers)
 {
@@ -738,6 +753,7 @@ void coroutine_fn dedup_client_read(DedupClient *c,
     }
     assert(n && blocks <= DEDUP_READ_BLOCKS);
     r->head.read.flags = flags;
+    r->connection = connection;
     r->body = extents;
     r->body_size = n * sizeof(*extents);
     ask_blocks(c, r, blocks, answers);
@@ -819,6 +835,7 @@ void coroutine_fn dedup_client_open_layer(DedupClient *c, DedupClientLayer *l,
             request_free(r);
             return;
         }
+        r->connection = l->connection;
     }
     r->head.layer.layer = l->number;
     r->fd = fd;
@@ -848,10 +865,12 @@ void dedup_client_close_layer(DedupClient *c, DedupClientLayer *l)
 }
 
 bool dedup_client_layer_is_leased(DedupClient *c, DedupClientLayer *l,
-                                  uint32_t *number, bool *name)
+                                  uint32_t *number, uint64_t *connection,
+                                  bool *name)
 {
     QEMU_LOCK_GUARD(&c->lock);
     *number = l->number;
+    *connection = l->connection;
     *name = c->sock >= 0 && l->connection != c->connection;
     return c->sock >= 0 && l->connection == c->connection &&
            l->state == DEDUP_LAYER_LEASED;

@@ -62,6 +62,9 @@ void dedup_client_put(DedupClient *c);
 /* Is there a daemon, and does it speak?  Any thread. */
 bool dedup_client_is_up(DedupClient *c);
 
+/* Numbers of the process, for query-dedup-stats. */
+void dedup_client_counters(DedupClient *c, DedupHeldCounters *counters);
+
 /* Bytes that the store may hold, as its daemon said last. */
 uint64_t dedup_client_store_size(DedupClient *c);
 
@@ -69,15 +72,19 @@ uint64_t dedup_client_store_size(DedupClient *c);
 typedef struct DedupAnswers {
     DedupHeld *held;            /* what they are of; NULL: of nothing */
     unsigned n;
+    unsigned nfilled;           /* that the daemon had to read */
     DedupMsgFrame frames[DEDUP_READ_BLOCKS];
 } DedupAnswers;
 
 /*
- * Ask for the blocks of @n extents, whose layers are leased; or hand over @n
- * blocks at @buf, at most DEDUP_PUT_BLOCKS.  @flags are DEDUP_REQUEST_*.
- * All blocks are answered, none PENDING.  Ends with dedup_client_done().
+ * Ask for the blocks of @n extents, whose layers are leased on @connection; or
+ * hand over @n blocks at @buf, at most DEDUP_PUT_BLOCKS.  @flags are
+ * DEDUP_REQUEST_*.  All blocks are answered, none PENDING.  Ends with
+ * dedup_client_done().
+ *
+ * Another connection has other layers by these numbers: nothing is asked then.
  */
-void coroutine_fn dedup_client_read(DedupClient *c,
+void coroutine_fn dedup_client_read(DedupClient *c, uint64_t connection,
                                     const DedupMsgExtent *extents, unsigned n,
                                     uint32_t flags, DedupAnswers *answers);
 void coroutine_fn dedup_client_put_blocks(DedupClient *c, const void *buf,
@@ -110,10 +117,11 @@ void coroutine_fn dedup_client_open_layer(DedupClient *c, DedupClientLayer *l,
 void dedup_client_close_layer(DedupClient *c, DedupClientLayer *l);
 
 /*
- * Can blocks of @l be asked for?  *number is what the daemon knows it by.  If
- * not, *name says whether it is to be named (anew).
+ * Can blocks of @l be asked for?  *number is what the daemon knows it by on
+ * *connection.  If not, *name says whether it is to be named (anew).
  */
 bool dedup_client_layer_is_leased(DedupClient *c, DedupClientLayer *l,
-                                  uint32_t *number, bool *name);
+                                  uint32_t *number, uint64_t *connection,
+                                  bool *name);
 
 #endif /* DEDUP_SHARE_CLIENT_H */

@@ -9,6 +9,8 @@
 #include "qemu/osdep.h"
 #include "qemu/atomic.h"
 #include "qemu/lockable.h"
+#include "qemu/stats64.h"
+#include "qemu/timer.h"
 #include "block/dedup-share.h"
 #include "held.h"
 #include "trace.h"
@@ -26,6 +28,7 @@ struct DedupHeld {
     uint32_t nslots;
     uint8_t uuid[16];
     DedupGivenOwner owner;
+    Stat64 runs, ns;            /* see DedupHeldCounters */
     QemuMutex lock;             /* protects all below; held for moments */
     uint64_t serial;
     uint32_t nheld;
@@ -142,6 +145,18 @@ void dedup_held_unpin(DedupHeld *h, const DedupMsgFrame *frames, unsigned n)
     }
 }
 
+bool dedup_held_give(DedupHeld *h, uint32_t slot, void *host, unsigned n)
+{
+    int64_t start = get_clock();
+
+    if (!dedup_given_map(&h->owner, host, slot, n)) {
+        return false;
+    }
+    stat64_add(&h->runs, 1);
+    stat64_add(&h->ns, get_clock() - start);
+    return true;
+}
+
 int dedup_held_copy(DedupHeld *h, uint32_t slot, size_t skip, void *buf,
                     size_t bytes)
 {
@@ -226,4 +241,12 @@ uint32_t dedup_held_count(DedupHeld *h)
 {
     QEMU_LOCK_GUARD(&h->lock);
     return h->nheld;
+}
+
+void dedup_held_counters(DedupHeld *h, DedupHeldCounters *c)
+{
+    *c = (DedupHeldCounters) {
+        .frames = dedup_held_count(h),
+        .runs = stat64_get(&h->runs), .ns = stat64_get(&h->ns),
+    };
 }

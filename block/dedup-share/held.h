@@ -62,6 +62,12 @@ bool dedup_held_pin(DedupHeld *h, uint32_t slot, uint32_t generation);
 void dedup_held_unpin(DedupHeld *h, const DedupMsgFrame *frames, unsigned n);
 
 /*
+ * Map @n frames from @slot on, which are pinned, over guest memory at @host.
+ * False if that cannot be, or is not worth it.
+ */
+bool dedup_held_give(DedupHeld *h, uint32_t slot, void *host, unsigned n);
+
+/*
  * Copy @bytes from @skip on of @slot, which is pinned, or of as many slots as
  * that takes.  0, or -errno.
  */
@@ -80,5 +86,13 @@ void dedup_held_trim(DedupHeld *h, DedupReleaseFn *release, void *opaque);
 
 /* Frames that are held. */
 uint32_t dedup_held_count(DedupHeld *h);
+
+typedef struct DedupHeldCounters {
+    uint64_t frames;            /* held now */
+    uint64_t runs;              /* mappings made */
+    uint64_t ns;                /* spent on them */
+} DedupHeldCounters;
+
+void dedup_held_counters(DedupHeld *h, DedupHeldCounters *c);
 
 #endif /* DEDUP_SHARE_HELD_H */

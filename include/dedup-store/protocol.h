@@ -249,6 +249,9 @@ typedef enum DedupAnswer {
     DEDUP_ANSWER_BUSY = 9,      /* the client has too much of something */
 } DedupAnswer;
 
+/* READ: it was not known, and had to be read from the image. */
+#define DEDUP_FRAME_FILLED 1u
+
 /*
  * What became of header.count blocks of a request, from number @first on.  Each
  * block is answered once, or twice if it was PENDING first.
@@ -257,7 +260,7 @@ typedef struct DedupMsgFrame {
     uint32_t answer;            /* DedupAnswer */
     uint32_t slot;              /* FRAME, else 0 */
     uint32_t generation;        /* FRAME, else 0 */
-    uint32_t reserved;
+    uint32_t flags;             /* DEDUP_FRAME_*; PENDING: 0 */
     uint64_t handle;            /* FRAME on Xen, else 0 */
 } DedupMsgFrame;
 

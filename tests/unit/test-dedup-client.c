@@ -101,6 +101,7 @@ static DedupClient *get(void)
 typedef struct Ask {
     DedupClient *c;
     DedupMsgExtent extent;      /* n is 0: put @buf */
+    uint64_t connection;
     const void *buf;
     unsigned n;
     DedupClientLayer *layer;    /* open it, if not NULL */
@@ -116,7 +117,7 @@ static void coroutine_fn ask_entry(void *opaque)
     if (q->layer) {
         dedup_client_open_layer(q->c, q->layer, q->fd);
     } else if (q->extent.n) {
-        dedup_client_read(q->c, &q->extent, 1, 0, &q->a);
+        dedup_client_read(q->c, q->connection, &q->extent, 1, 0, &q->a);
     } else {
         dedup_client_put_blocks(q->c, q->buf, q->n, 0, &q->a);
     }
@@ -155,7 +156,8 @@ static void read_layer(Ask *q, DedupClient *c, const DedupClientLayer *l,
                        unsigned first, unsigned n)
 {
     *q = (Ask) {
-        .c = c, .extent = { .layer = l->number, .first = first, .n = n },
+        .c = c, .connection = l->connection,
+        .extent = { .layer = l->number, .first = first, .n = n },
     };
     ask(q);
     g_assert_cmpint(q->a.n, ==, n);
@@ -197,6 +199,7 @@ static void test_read(void)
 {
     DedupClientLayer l = { 0 };
     DedupClient *c;
+    uint64_t connection;
     uint32_t number;
     bool name;
     Ask q, again;
@@ -206,10 +209,12 @@ static void test_read(void)
     c = get();
     g_assert_true(dedup_client_is_up(c));
     g_assert_cmpint(dedup_client_store_size(c), ==, 16 * MiB);
-    g_assert_false(dedup_client_layer_is_leased(c, &l, &number, &name));
+    g_assert_false(dedup_client_layer_is_leased(c, &l, &number,
+                                               &connection, &name));
     g_assert_true(name);
     g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
-    g_assert_true(dedup_client_layer_is_leased(c, &l, &number, &name));
+    g_assert_true(dedup_client_layer_is_leased(c, &l, &number,
+                                               &connection, &name));
     read_layer(&q, c, &l, 7, 256);
     check_frames(&q.a, bytes + 7 * PAGE);
     read_layer(&again, c, &l, 7, 256);
@@ -257,7 +262,8 @@ static void test_many(void)
     kill(daemon_pid, SIGSTOP);
     for (i = 0; i < MANY; i++) {
         q[i] = (Ask) {
-            .c = c, .extent = { .layer = l.number, .first = i, .n = 1 },
+            .c = c, .connection = l.connection,
+            .extent = { .layer = l.number, .first = i, .n = 1 },
         };
         begin(&q[i]);
     }
@@ -278,6 +284,7 @@ static void test_break(void)
 {
     DedupClientLayer l = { 0 };
     DedupClient *c;
+    uint64_t connection;
     uint32_t number;
     bool name;
     Ask q;
@@ -295,7 +302,8 @@ static void test_break(void)
     read_layer(&q, c, &l, 0, 64);
     check_all(&q.a, DEDUP_ANSWER_NO_LEASE);
     dedup_client_done(&q.a);
-    g_assert_false(dedup_client_layer_is_leased(c, &l, &number, &name));
+    g_assert_false(dedup_client_layer_is_leased(c, &l, &number,
+                                               &connection, &name));
     g_assert_false(name);
     g_assert_cmpint(l.state, ==, DEDUP_LAYER_BROKEN);
     close(fd);
@@ -427,6 +435,7 @@ static void test_killed(void)
 {
     DedupClientLayer l = { 0 };
     DedupClient *c;
+    uint64_t connection;
     uint32_t number;
     bool name;
     Ask old, q;
@@ -441,7 +450,8 @@ static void test_killed(void)
     check_all(&q.a, DEDUP_ANSWER_FAILED);
     dedup_client_done(&q.a);
     start_daemon("16M");
-    while (dedup_client_layer_is_leased(c, &l, &number, &name) || !name) {
+    while (dedup_client_layer_is_leased(c, &l, &number,
+                                               &connection, &name) || !name) {
         g_usleep(10 * 1000);
     }
     g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
