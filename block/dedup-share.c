@@ -47,6 +47,8 @@ static QemuOptsList dedup_share_opts = {
           .help = "first-read or second-read (default: first-read)" },
         { .name = "index-dir", .type = QEMU_OPT_STRING,
           .help = "tmpfs directory of the groups" },
+        { .name = "socket", .type = QEMU_OPT_STRING,
+          .help = "socket of the group's store daemon" },
         { /* end of list */ }
     },
 };
@@ -55,6 +57,7 @@ static void options_free(DedupShareOptions *o)
 {
     g_free(o->group);
     g_free(o->index_dir);
+    g_free(o->socket);
     memset(o, 0, sizeof(*o));
 }
 
@@ -94,6 +97,7 @@ static bool options_parse(QDict *options, DedupShareOptions *o, Error **errp)
             .group = g_strdup(qemu_opt_get(opts, "group") ?: "default"),
             .index_dir = g_strdup(qemu_opt_get(opts, "index-dir")
                                   ?: DEDUP_INDEX_DIR_DEFAULT),
+            .socket = g_strdup(qemu_opt_get(opts, "socket")),
             .store = kind,
             .admission = admission,
             .has_size = qemu_opt_get(opts, "store-size"),
@@ -160,6 +164,31 @@ static DedupGroup *join_group(const DedupShareOptions *o, Error **errp)
     return g;
 }
 
+/* How long the store daemon may be silent, in milliseconds. */
+#define SILENCE_MS 2000
+
+/* Become a client of the store daemon.  NULL with *errp set. */
+static DedupClient *join_daemon(const DedupShareOptions *o, Error **errp)
+{
+    const DedupStoreOps *ops = find_store(o->store, errp);
+
+    if (!ops || !ops->probe(errp)) {
+        return NULL;
+    }
+    if (ops->kind != DEDUP_SHARE_STORE_LINUX) {
+        error_setg(errp, "socket: only the Linux store has a store daemon; "
+                   "leave socket out");
+        return NULL;
+    }
+    if (o->has_size) {
+        error_setg(errp, "store-size: the store daemon has its own; start it "
+                   "with --size, and leave store-size out");
+        return NULL;
+    }
+    return dedup_client_get(o->socket, DEDUP_STORE_KIND_LINUX, SILENCE_MS,
+                            errp);
+}
+
 /* Warn of @reason, unless that was the last thing said. */
 static void warn_once(const char *reason)
 {
@@ -173,21 +202,27 @@ static void warn_once(const char *reason)
 }
 
 /*
- * What @o asks for: *group, or NULL with *reason if it may be done without.
+ * What @o asks for: *group or *client, or neither with *reason if it may be
+ * done without.
  * False with *errp set if it may not.
  */
 static bool start(const DedupShareOptions *o, DedupGroup **group,
-                  char **reason, Error **errp)
+                  DedupClient **client, char **reason, Error **errp)
 {
     Error *err = NULL;
 
     *group = NULL;
+    *client = NULL;
     *reason = NULL;
     if (o->store == DEDUP_SHARE_STORE_OFF) {
         return true;
     }
-    *group = join_group(o, &err);
-    if (*group) {
+    if (o->socket) {
+        *client = join_daemon(o, &err);
+    } else {
+        *group = join_group(o, &err);
+    }
+    if (*group || *client) {
         return true;
     }
     if (o->store != DEDUP_SHARE_STORE_AUTO) {
@@ -277,9 +312,11 @@ dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
 {
     BDRVDedupShareState *s = bs->opaque;
 
-    if (s->group && !dedup_layers_take_part(s)) {
+    if ((s->group || s->client) && !dedup_layers_take_part(s)) {
         dedup_count_skipped(s, dedup_count_blocks(offset, bytes),
                             DEDUP_NO_LAYER);
+    } else if (s->client && !(flags & ~BDRV_REQ_REGISTERED_BUF)) {
+        return dedup_read_direct(bs, offset, bytes, qiov, flags);
     } else if (s->group && !(flags & ~BDRV_REQ_REGISTERED_BUF)) {
         if (s->group->ops->by_host) {
             return dedup_read_direct(bs, offset, bytes, qiov, flags);
@@ -446,7 +483,7 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
         options_free(&s->opts);
         return ret;
     }
-    if (!start(&s->opts, &s->group, &s->reason, errp)) {
+    if (!start(&s->opts, &s->group, &s->client, &s->reason, errp)) {
         options_free(&s->opts);
         return -EINVAL;
     }
@@ -470,14 +507,22 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
     return 0;
 }
 
+static void leave(DedupGroup *group, DedupClient *client)
+{
+    if (group) {
+        dedup_group_put(group);
+    }
+    if (client) {
+        dedup_client_put(client);
+    }
+}
+
 static void dedup_share_close(BlockDriverState *bs)
 {
     BDRVDedupShareState *s = bs->opaque;
 
     dedup_layers_drop(s);
-    if (s->group) {
-        dedup_group_put(s->group);
-    }
+    leave(s->group, s->client);
     dedup_tracker_destroy(&s->node_tracker);
     dedup_gather_destroy(&s->gather);
     dedup_buffers_destroy(s);
@@ -515,6 +560,8 @@ static bool reopen_check(const DedupShareOptions *old,
         option = "index-dir";
     } else if (old->has_size != new->has_size || old->size != new->size) {
         option = "store-size";
+    } else if (g_strcmp0(old->socket, new->socket)) {
+        option = "socket";
     }
     if (option) {
         error_setg(errp, "%s cannot be changed; only store and admission can, "
@@ -533,7 +580,7 @@ static int dedup_share_reopen_prepare(BDRVReopenState *state,
         return -EINVAL;
     }
     if (!reopen_check(&s->opts, &r->opts, errp) ||
-        !start(&r->opts, &r->group, &r->reason, errp)) {
+        !start(&r->opts, &r->group, &r->client, &r->reason, errp)) {
         options_free(&r->opts);
         return -EINVAL;
     }
@@ -546,9 +593,7 @@ static void reopen_end(BDRVReopenState *state)
     BDRVDedupShareState *s = state->bs->opaque;
     DedupShareReopen *r = state->opaque;
 
-    if (r->group) {
-        dedup_group_put(r->group);
-    }
+    leave(r->group, r->client);
     g_free(r->reason);
     options_free(&r->opts);
     g_free(r);
@@ -560,13 +605,15 @@ static void dedup_share_reopen_commit(BDRVReopenState *state)
     BDRVDedupShareState *s = state->bs->opaque;
     DedupShareReopen *r = state->opaque;
     DedupShareReopen old = {
-        .opts = s->opts, .group = s->group, .reason = s->reason,
+        .opts = s->opts, .group = s->group, .client = s->client,
+        .reason = s->reason,
     };
 
     /* the file may be another: all layers are found again when undrained */
     dedup_layers_drop(s);
     s->opts = r->opts;
     s->group = r->group;
+    s->client = r->client;
     s->reason = r->reason;
     *r = old;
     reopen_end(state);
@@ -584,10 +631,9 @@ void dedup_share_leave(BlockDriverState *bs)
     GLOBAL_STATE_CODE();
     bdrv_drained_begin(bs);
     dedup_layers_drop(s);
-    if (s->group) {
-        dedup_group_put(s->group);
-        s->group = NULL;
-    }
+    leave(s->group, s->client);
+    s->group = NULL;
+    s->client = NULL;
     bdrv_drained_end(bs);
 }
 
@@ -603,7 +649,7 @@ static void rejoin(BlockDriverState *bs)
 
     dedup_layers_drop(s);
     g_free(s->reason);
-    if (!start(&s->opts, &s->group, &s->reason, &err)) {
+    if (!start(&s->opts, &s->group, &s->client, &s->reason, &err)) {
         s->reason = g_strdup(error_get_pretty(err));
         warn_reportf_err(err, "dedup-share: nothing will be shared: ");
     }
@@ -657,7 +703,7 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs)
         return NULL;
     }
     return dedup_stats_new(bdrv_get_node_name(bs), s->opts.group, s->reason,
-                           s->group, &s->counters);
+                           s->group, s->client, &s->counters);
 }
 
 /*
@@ -665,7 +711,7 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs)
  * group and store its guest would share with others when it is opened again.
  */
 static const char *const dedup_share_strong_runtime_opts[] = {
-    "group", "store", "store-size", "index-dir", "admission", NULL
+    "group", "store", "store-size", "index-dir", "admission", "socket", NULL
 };
 
 static BlockDriver bdrv_dedup_share = {

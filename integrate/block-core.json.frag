@@ -60,6 +60,12 @@
 # @index-dir: directory on a tmpfs that holds a directory for each
 #     group (default: "/run/qemu-dedup-share")
 #
+# @socket: with the Linux store: the socket of the group's store daemon,
+#     qemu-dedup-store, which keeps the store then.  @store-size and
+#     @index-dir are not for it.  Only images that nobody writes to, on
+#     ext4, XFS or btrfs, are shared.  (default: none; the QEMUs keep
+#     the store themselves)
+#
 # Since: 10.0
 ##
 { 'struct': 'BlockdevOptionsDedupShare',
@@ -68,6 +74,7 @@
             '*store': 'DedupShareStore',
             '*store-size': 'size',
             '*admission': 'DedupShareAdmission',
-            '*index-dir': 'str' },
+            '*index-dir': 'str',
+            '*socket': 'str' },
   'if': 'CONFIG_DEDUP_SHARE' }
 

@@ -90,6 +90,13 @@ DATAPATH = [
      "    xen_memshr_invalidate(mc);\n"),
 ]
 
+# The store daemon's client opens anew what a 'file' node has open.
+FILES = [
+    ('block/file-posix.c', 'end', None,
+     '#ifdef CONFIG_DEDUP_SHARE\n#include "dedup-share/leased.h"\n'
+     '#include "dedup-share/file-posix.c.inc"\n#endif\n'),
+]
+
 # The same for PV disks; and a property that puts a filter over them.
 PV_DISKS = [
     ('include/hw/xen/xen-block.h', 'after',
@@ -184,8 +191,10 @@ TESTS = [
      "[testblock, files('dedup-guest-ram.c')],\n"
      "                  'test-dedup-read': "
      "[testblock, files('dedup-guest-ram.c')],\n"
+     "                  'test-dedup-asked': "
+     "[testblock, files('dedup-guest-ram.c', 'dedup-daemon.c')],\n"
      "                  'test-dedup-client': "
-     "[testblock, files('dedup-guest-ram.c')],\n"
+     "[testblock, files('dedup-guest-ram.c', 'dedup-daemon.c')],\n"
      "                  'test-dedup-reflink': "
      "[testblock, files('dedup-guest-ram.c')]} : {}\n"
      "if config_host_data.get('CONFIG_DEDUP_SHARE') and have_tools\n"
@@ -233,5 +242,5 @@ DOCS = [
      "   dedup-share\n"),
 ]
 
-HOOKS = (BUILD + QAPI + DATAPATH + PV_DISKS + UNPLUG + GUEST_RAM + TESTS +
-         STRESS + BENCH + DOCS)
+HOOKS = (BUILD + QAPI + DATAPATH + FILES + PV_DISKS + UNPLUG + GUEST_RAM +
+         TESTS + STRESS + BENCH + DOCS)

@@ -48,6 +48,9 @@ static void layer_drop(DedupLayer *l)
 
 void dedup_layers_drop(BDRVDedupShareState *s)
 {
+    if (s->client) {
+        dedup_files_drop(&s->files, s->client);
+    }
     while (s->nlayers) {
         layer_drop(&s->layers[--s->nlayers]);
     }
@@ -306,6 +309,9 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
         layer_drop(&old[0]);
     }
     s->inactive = bs->open_flags & BDRV_O_INACTIVE;
+    if (s->client) {
+        dedup_files_find(&s->files, bs);
+    }
     if (!s->group) {
         p = NULL;
     }
@@ -352,7 +358,7 @@ static bool own_takes_part(BDRVDedupShareState *s)
 bool dedup_layers_take_part(BDRVDedupShareState *s)
 {
     return !qatomic_load_acquire(&s->drained) &&
-           (s->map_takes_part || own_takes_part(s));
+           (s->files.n || s->map_takes_part || own_takes_part(s));
 }
 
 /* Are the blocks in the first layer, without a look? */

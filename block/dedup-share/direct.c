@@ -133,11 +133,17 @@ static int coroutine_fn GRAPH_RDLOCK read_rest_run(void *opaque, unsigned i)
 static int coroutine_fn GRAPH_RDLOCK
 read_part(BlockDriverState *bs, const Part *p, Cursor *c)
 {
+    BDRVDedupShareState *s = bs->opaque;
     DEDUP_HOT_ARRAY DedupBlock blocks[DEDUP_BATCH];
     DEDUP_HOT_ARRAY Rest rest;
     unsigned i, n = find_places(p, blocks, c), nruns = 0;
 
-    dedup_read_blocks(bs, blocks, n, give);
+    if (s->client) {
+        dedup_ask_blocks(bs, blocks, n, p->offset, p->bytes, p->qiov,
+                         p->qiov_offset);
+    } else {
+        dedup_read_blocks(bs, blocks, n, give);
+    }
     for (i = 0; i < n; i++) {
         if (is_there(&blocks[i])) {
             continue;

@@ -11,6 +11,7 @@
 #include "block/dedup-share.h"
 #include "engine.h"
 #include "gather.h"
+#include "leased.h"
 #include "own.h"
 #include "reflink.h"
 
@@ -20,6 +21,7 @@
 typedef struct DedupShareOptions {
     char *group;
     char *index_dir;
+    char *socket;               /* of the store daemon; NULL: there is none */
     DedupShareStore store;
     bool has_size;
     uint64_t size;
@@ -39,6 +41,7 @@ typedef struct DedupLayer {
 typedef struct DedupShareReopen {
     DedupShareOptions opts;
     DedupGroup *group;
+    DedupClient *client;
     char *reason;
 } DedupShareReopen;
 
@@ -46,7 +49,9 @@ typedef struct BDRVDedupShareState {
     /* Change only in the main loop while the node is drained. */
     DedupShareReopen *reopen;   /* from its preparation to its end */
     DedupShareOptions opts;
-    DedupGroup *group;          /* NULL: requests pass through */
+    DedupGroup *group;          /* at most one of these two; if none, */
+    DedupClient *client;        /* ... requests pass through */
+    DedupFiles files;           /* with a client */
     char *reason;               /* then, why; NULL if it was asked for */
     DedupLayer layers[MAX_LAYERS];
     int nlayers;
@@ -117,6 +122,19 @@ void dedup_buffers_destroy(BDRVDedupShareState *s);
 int coroutine_fn GRAPH_RDLOCK
 dedup_read_direct(BlockDriverState *bs, int64_t offset, int64_t bytes,
                   QEMUIOVector *qiov, BdrvRequestFlags flags);
+
+/* --- asked.c -------------------------------------------------------------- */
+
+/*
+ * Ask the store daemon for the @n blocks, at most DEDUP_BATCH, of the part of a
+ * request at @offset, whose bytes go to @qiov.  Those whose result is GIVEN are
+ * for the whole pages at their dest, and are given or copied; others are only
+ * copied.  What is in place then has that result, or is placed.
+ */
+void coroutine_fn GRAPH_RDLOCK
+dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,
+                 int64_t offset, int64_t bytes, QEMUIOVector *qiov,
+                 size_t qiov_offset);
 
 /* --- chain.c: which layer owns a block ---------------------------------- */
 

@@ -66,16 +66,32 @@ static DedupShareStoreStats *store_stats_new(DedupGroup *g)
     return s;
 }
 
+/* With a store daemon, which knows the rest. */
+static DedupShareStoreStats *client_stats_new(DedupClient *client)
+{
+    DedupShareStoreStats *s = g_new0(DedupShareStoreStats, 1);
+    DedupHeldCounters c;
+
+    dedup_client_counters(client, &c);
+    s->size = dedup_client_store_size(client);
+    s->frames = c.frames;
+    s->given_runs = c.runs;
+    s->time_ns = c.ns;
+    dedup_given_mappings(&s->mappings, &s->mappings_max);
+    return s;
+}
+
 DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
                                  const char *reason, DedupGroup *group,
-                                 DedupCounters *c)
+                                 DedupClient *client, DedupCounters *c)
 {
     DedupShareStats *s = g_new0(DedupShareStats, 1);
 
     *s = (DedupShareStats) {
         .node_name = g_strdup(node),
         .group = g_strdup(group_name),
-        .store = group ? group->ops->kind : DEDUP_SHARE_STORE_OFF,
+        .store = group ? group->ops->kind : client ? DEDUP_SHARE_STORE_LINUX :
+                 DEDUP_SHARE_STORE_OFF,
         .reason = g_strdup(reason),
         .blocks_read = stat64_get(&c->blocks_read),
         .blocks_hit = stat64_get(&c->hits),
@@ -87,7 +103,8 @@ DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
                          stat64_get(&c->results[DEDUP_COPIED]),
         .bytes_filled = stat64_get(&c->bytes_filled),
         .bytes_passed = stat64_get(&c->bytes_passed),
-        .store_stats = group ? store_stats_new(group) : NULL,
+        .store_stats = group ? store_stats_new(group) :
+                       client ? client_stats_new(client) : NULL,
     };
     return s;
 }

@@ -7,15 +7,16 @@
 #ifndef DEDUP_SHARE_STATS_H
 #define DEDUP_SHARE_STATS_H
 
+#include "client.h"
 #include "engine.h"
 #include "qapi/qapi-types-dedup-share.h"
 
 /* NULL if @bs is no dedup-share node; else the caller frees it. */
 DedupShareStats *dedup_share_stats(BlockDriverState *bs);
 
-/* @group, @reason: of the node; either may be NULL. */
+/* @group, @client, @reason: of the node; each may be NULL. */
 DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
                                  const char *reason, DedupGroup *group,
-                                 DedupCounters *c);
+                                 DedupClient *client, DedupCounters *c);
 
 #endif /* DEDUP_SHARE_STATS_H */

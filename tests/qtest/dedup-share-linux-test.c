@@ -255,6 +255,60 @@ static void test_leave(void)
     guest_end(a);
 }
 
+/* --- tests: with a store daemon ------------------------------------------- */
+
+/* The daemon keeps the store, and dies; the guests do not notice. */
+static void test_daemon(const void *opaque)
+{
+    const Config *c = opaque;
+    g_autofree char *sock = g_build_filename(dir, "sock", NULL);
+    g_autofree char *lock = g_strconcat(sock, ".lock", NULL);
+    g_autofree char *options = g_strconcat("store=linux,socket=", sock, NULL);
+    char *argv[] = { (char *)"./dedup-store/qemu-dedup-store",
+                     (char *)"--socket", sock, (char *)"--size",
+                     (char *)"16M", NULL };
+    Guest *a, *b;
+    GPid pid;
+
+    g_assert(g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD, NULL,
+                           NULL, &pid, NULL));
+    while (!g_file_test(sock, G_FILE_TEST_EXISTS)) {
+        g_usleep(1000);
+    }
+    a = guest_start(c->machine, c->kind, options, "");
+    b = guest_start(c->machine, c->kind, options, "");
+    read_blocks(a, 0, 256);
+    check_blocks(a, 0, 256);
+    g_assert_cmpint(counter(a, "blocks-given"), ==, 256);
+    g_assert_cmpint(counter(a, "blocks-missed"), ==, 256);
+    g_assert_cmpint(counter(a, "frames"), ==, 256);
+    g_assert_cmpint(smaps(a).bytes, ==, 256 * PAGE);
+    read_blocks(b, 0, 256);
+    check_blocks(b, 0, 256);
+    g_assert_cmpint(image_bytes(b), ==, 0);
+    g_assert_cmpint(counter(b, "blocks-missed"), ==, 0);
+    g_assert_cmpint(smaps(b).bytes, ==, 256 * PAGE);
+    g_assert_cmpint(smaps(b).copied, ==, 0);
+
+    fill(b, 3, 2, 0x11);                /* its memory, then its disk */
+    port_io(&b->disk, true, b->buf + 3 * PAGE, 3 * (PAGE / SECTOR), PAGE, PAGE);
+    fill(b, 3, 1, 0);
+    read_blocks(b, 3, 1);
+    check_filled(b, 3, 1, 0x11);
+    read_blocks(a, 3, 1);
+    check_blocks(a, 0, 256);
+
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    read_blocks(a, 200, 200);
+    check_blocks(a, 0, 400);
+    check_blocks(b, 5, 251);
+    guest_end(a);
+    guest_end(b);
+    unlink(sock);
+    unlink(lock);
+}
+
 /* Without Xen, auto is linux. */
 static void test_auto(void)
 {
@@ -279,6 +333,7 @@ static void add_disk_tests(const Config *c)
         { "shapes", test_shapes },
         { "copy", test_copy },
         { "evict", test_evict },
+        { "daemon", test_daemon },
     };
     int i;
 

@@ -19,6 +19,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/memfd.h"
 #include "qemu/units.h"
+#include "dedup-daemon.h"
 #include "dedup-guest-ram.h"
 
 #define PAGE DEDUP_BLOCK_SIZE
@@ -33,31 +34,14 @@ static DedupHeld *trimmed;
 
 /* --- the real daemon ------------------------------------------------------ */
 
-static void wait_for_socket(void)
-{
-    while (!g_file_test(sock, G_FILE_TEST_EXISTS)) {
-        g_usleep(1000);
-    }
-}
-
 static void start_daemon(const char *size)
 {
-    g_autofree char *program = g_test_build_filename(
-        G_TEST_BUILT, "..", "..", "dedup-store", "qemu-dedup-store", NULL);
-    char *argv[] = { program, (char *)"--socket", sock, (char *)"--size",
-                     (char *)size, NULL };
-
-    g_assert_true(g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD,
-                                NULL, NULL, &daemon_pid, NULL));
-    wait_for_socket();
+    daemon_pid = dedup_daemon_start(sock, size);
 }
 
 static void end_daemon(int signal)
 {
-    kill(daemon_pid, signal);
-    waitpid(daemon_pid, NULL, 0);
-    g_spawn_close_pid(daemon_pid);
-    g_unlink(sock);
+    dedup_daemon_end(daemon_pid, sock, signal);
 }
 
 static void setup(void)
@@ -78,10 +62,6 @@ static void setup(void)
 
 static void teardown(void)
 {
-    g_autofree char *lock = g_strconcat(sock, ".lock", NULL);
-
-    g_unlink(lock);
-    g_unlink(sock);
     g_unlink(image);
     g_assert_cmpint(g_rmdir(dir), ==, 0);
     g_free(bytes);

@@ -1,0 +1,19 @@
+/*
+ * dedup-share: a store daemon for unit tests
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef DEDUP_DAEMON_H
+#define DEDUP_DAEMON_H
+
+/*
+ * Start qemu-dedup-store of this build with @size (as of --size) at @socket,
+ * and wait until it listens.
+ */
+GPid dedup_daemon_start(const char *socket, const char *size);
+
+/* End it with @signal, and remove what it may have left. */
+void dedup_daemon_end(GPid pid, const char *socket, int signal);
+
+#endif /* DEDUP_DAEMON_H */

@@ -1,0 +1,442 @@
+/*
+ * dedup-share: tests of reads that ask a store daemon
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Real nodes, and the real daemon.  What is read is compared with what was
+ * written; what was read from images, with the node's counters.
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include "qapi/error.h"
+#include "qemu/main-loop.h"
+#include "qemu/module.h"
+#include "qemu/units.h"
+#include "qobject/qdict.h"
+#include "qom/object.h"
+#include "block/block-global-state.h"
+#include "block/block_int-common.h"
+#include "block/dedup-share/linux.h"
+#include "block/dedup-share/stats.h"
+#include "system/block-backend.h"
+#include "dedup-daemon.h"
+#include "dedup-guest-ram.h"
+
+#define PAGE DEDUP_BLOCK_SIZE
+#define SIZE (2 * MiB)
+#define BLOCKS (SIZE / PAGE)
+#define ZEROES 40               /* a block of zeroes */
+
+static char *dir, *sock;
+static uint8_t *guest;          /* SIZE */
+static uint8_t *bytes;          /* what the base image holds */
+static GPid pid;
+
+static char *file(const char *name)
+{
+    return g_build_filename(dir, name, NULL);
+}
+
+static void setup(void)
+{
+    g_autofree char *image = NULL;
+    unsigned i;
+
+    dir = g_strdup_printf("%s/dedup-asked-XXXXXX", g_get_tmp_dir());
+    g_assert_nonnull(g_mkdtemp(dir));
+    sock = file("sock");
+    guest = dedup_guest_ram_new(SIZE);
+    bytes = g_malloc(SIZE);
+    for (i = 0; i < SIZE / 4; i++) {
+        ((uint32_t *)bytes)[i] = g_test_rand_int();
+    }
+    memset(bytes + ZEROES * PAGE, 0, PAGE);
+    image = file("image");
+    g_assert_true(g_file_set_contents(image, (char *)bytes, SIZE, NULL));
+    pid = dedup_daemon_start(sock, "16M");
+}
+
+static void teardown(void)
+{
+    const char *const names[] = { "image", "base", "overlay" };
+    unsigned i;
+
+    dedup_guest_ram_free();
+    dedup_daemon_end(pid, sock, SIGTERM);
+    for (i = 0; i < ARRAY_SIZE(names); i++) {
+        g_autofree char *path = file(names[i]);
+
+        g_unlink(path);
+    }
+    g_assert_cmpint(g_rmdir(dir), ==, 0);       /* nothing left behind */
+    g_free(dir);
+    g_free(sock);
+    g_free(bytes);
+}
+
+/* A filter node, as a device has it, over the node that @below describes. */
+static BlockBackend *G_GNUC_PRINTF(2, 3) open_over(bool write,
+                                                   const char *below, ...)
+{
+    g_autofree char *child = NULL, *options = NULL;
+    BlockDriverState *bs;
+    BlockBackend *blk;
+    va_list ap;
+
+    va_start(ap, below);
+    child = g_strdup_vprintf(below, ap);
+    va_end(ap);
+    options = g_strdup_printf("json:{\"driver\":\"dedup-share\","
+                              "\"store\":\"linux\",\"socket\":\"%s\","
+                              "\"file\":%s}", sock, child);
+    blk = blk_new(qemu_get_aio_context(),
+                  BLK_PERM_CONSISTENT_READ | (write ? BLK_PERM_WRITE : 0),
+                  BLK_PERM_ALL);
+    bs = bdrv_open(options, NULL, NULL, write ? BDRV_O_RDWR : 0, &error_abort);
+    blk_insert_bs(blk, bs, &error_abort);
+    bdrv_unref(bs);
+    return blk;
+}
+
+static BlockBackend *open_image(void)
+{
+    return open_over(false, "{\"driver\":\"raw\",\"file\":{\"driver\":"
+                     "\"file\",\"filename\":\"%s/image\"}}", dir);
+}
+
+static uint64_t get_stat(BlockBackend *blk, size_t offset)
+{
+    DedupShareStats *s = dedup_share_stats(blk_bs(blk));
+    uint64_t value = *(int64_t *)((uint8_t *)s + offset);
+
+    qapi_free_DedupShareStats(s);
+    return value;
+}
+
+#define STAT(blk, name) get_stat(blk, offsetof(DedupShareStats, name))
+
+static uint64_t image_bytes(BlockBackend *blk)
+{
+    return STAT(blk, bytes_filled) + STAT(blk, bytes_passed);
+}
+
+static void request_done(void *opaque, int ret)
+{
+    *(int *)opaque = ret;
+}
+
+static void read_vector(BlockBackend *blk, int64_t offset, QEMUIOVector *qiov)
+{
+    int ret = 1;
+
+    blk_aio_preadv(blk, offset, qiov, 0, request_done, &ret);
+    while (ret > 0) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    g_assert_cmpint(ret, ==, 0);
+}
+
+/* To the same place in the guest. */
+static void read_now(BlockBackend *blk, int64_t offset, int64_t size)
+{
+    QEMUIOVector qiov;
+
+    memset(guest + offset, 0x55, size);
+    qemu_iovec_init_buf(&qiov, guest + offset, size);
+    read_vector(blk, offset, &qiov);
+    g_assert_cmpmem(guest + offset, size, bytes + offset, size);
+}
+
+static void write_now(BlockBackend *blk, int64_t offset, int64_t size)
+{
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, bytes + offset, size);
+    int ret = 1;
+
+    memset(bytes + offset, g_test_rand_int() | 1, size);
+    blk_aio_pwritev(blk, offset, &qiov, 0, request_done, &ret);
+    while (ret > 0) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    g_assert_cmpint(ret, ==, 0);
+}
+
+/* --- tests ---------------------------------------------------------------- */
+
+/* What one has read costs the next one nothing. */
+static void test_raw(void)
+{
+    BlockBackend *a, *b;
+
+    setup();
+    a = open_image();
+    read_now(a, 0, SIZE);
+    g_assert_cmpint(STAT(a, blocks_missed), ==, BLOCKS);
+    g_assert_cmpint(STAT(a, blocks_given), ==, BLOCKS - 1);
+    g_assert_cmpint(STAT(a, bytes_passed), ==, 0);
+    blk_unref(a);
+    b = open_image();
+    read_now(b, 0, SIZE);
+    g_assert_cmpint(STAT(b, blocks_hit), ==, BLOCKS);
+    g_assert_cmpint(STAT(b, blocks_given), ==, BLOCKS - 1);
+    g_assert_cmpint(image_bytes(b), ==, 0);
+    /* a write is the guest's own */
+    memset(guest, 0x66, PAGE);
+    read_now(b, PAGE, PAGE);
+    g_assert_cmphex(guest[0], ==, 0x66);
+    dedup_guest_ram_permit(false);              /* then it is copied */
+    read_now(b, 0, SIZE);
+    g_assert_cmpint(image_bytes(b), ==, 0);
+    dedup_guest_ram_permit(true);
+    blk_unref(b);
+    teardown();
+}
+
+/* Requests of all shapes. */
+static void test_shapes(void)
+{
+    g_autofree uint8_t *other = g_malloc(SIZE);
+    BlockBackend *blk;
+    unsigned i, j;
+
+    setup();
+    blk = open_image();
+    for (i = 0; i < 200; i++) {
+        int64_t offset = g_test_rand_int_range(0, SIZE / 512 - 1) * 512;
+        int64_t size = g_test_rand_int_range(1, MIN((SIZE - offset) / 512,
+                                                    600) + 1) * 512;
+        int64_t shift = i % 3 ? 0 : g_test_rand_int_range(0, 8) * 512;
+        QEMUIOVector qiov;
+        int64_t at = 0;
+
+        memset(other, 0x55, SIZE);
+        qemu_iovec_init(&qiov, 8);
+        for (j = 0; at < size; j++) {
+            int64_t n = MIN(size - at, g_test_rand_int_range(1, 64) *
+                            (j % 2 ? 512 : PAGE));
+            bool mine = j % 3;
+
+            qemu_iovec_add(&qiov, (mine ? guest : other) +
+                           MIN((offset + at + shift) & ~511,
+                               SIZE - n), n);
+            at += n;
+        }
+        read_vector(blk, offset, &qiov);
+        for (at = 0; at < size; at += 512) {
+            uint8_t got[512];
+
+            qemu_iovec_to_buf(&qiov, at, got, 512);
+            /* places may overlap at the end: then the last one counts */
+            if (offset + size + shift < SIZE - 256 * KiB) {
+                g_assert_cmpmem(got, 512, bytes + offset + at, 512);
+            }
+        }
+        qemu_iovec_destroy(&qiov);
+    }
+    g_assert_cmpint(STAT(blk, blocks_copied), >, 0);
+    g_assert_cmpint(STAT(blk, bytes_passed), ==, 0);
+    blk_unref(blk);
+    teardown();
+}
+
+static void create(const char *name, const char *format, const char *backing)
+{
+    g_autofree char *path = file(name);
+    g_autofree char *base = backing ? file(backing) : NULL;
+
+    bdrv_img_create(path, format, base, backing ? format : NULL, NULL, SIZE,
+                    BDRV_O_RDWR, true, &error_abort);
+}
+
+static BlockBackend *open_plain(const char *name)
+{
+    g_autofree char *path = file(name);
+    QDict *options = qdict_new();
+
+    qdict_put_str(options, "driver", "qcow2");
+    return blk_new_open(path, NULL, options, BDRV_O_RDWR, &error_abort);
+}
+
+static BlockBackend *open_overlay(void)
+{
+    return open_over(true, "{\"driver\":\"qcow2\",\"file\":{\"driver\":"
+                     "\"file\",\"filename\":\"%s/overlay\"}}", dir);
+}
+
+/* A qcow2 base's blocks are found in its file; its overlay's are not. */
+static void test_qcow2(void)
+{
+    BlockBackend *blk;
+    int64_t before;
+    unsigned i;
+
+    setup();
+    create("base", "qcow2", NULL);
+    blk = open_plain("base");
+    memset(bytes, 0, SIZE);
+    for (i = 0; i < 24; i++) {          /* clusters in no order */
+        write_now(blk, (i * 11 % 32) * 64 * KiB, 64 * KiB);
+    }
+    blk_unref(blk);
+    create("overlay", "qcow2", "base");
+    blk = open_overlay();
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, blocks_missed), ==, 24 * 16);
+    before = STAT(blk, bytes_filled);
+    write_now(blk, 64 * KiB, 3 * PAGE);
+    write_now(blk, 512 * KiB + 512, 1024);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, bytes_filled), ==, before);
+    blk_unref(blk);
+    blk = open_overlay();               /* of the next guest, so to say */
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, bytes_filled), ==, 0);
+    g_assert_cmpint(STAT(blk, blocks_missed), ==, 0);
+    blk_unref(blk);
+    teardown();
+}
+
+/* The daemon dies, and comes back, while somebody reads. */
+static void test_killed(void)
+{
+    BlockBackend *blk;
+
+    setup();
+    blk = open_image();
+    read_now(blk, 0, SIZE / 2);
+    dedup_daemon_end(pid, sock, SIGKILL);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, bytes_passed), ==, SIZE);
+    pid = dedup_daemon_start(sock, "16M");
+    do {
+        read_now(blk, 0, SIZE);
+        g_usleep(10 * 1000);
+    } while (STAT(blk, bytes_filled) < SIZE / 2 + SIZE);
+    blk_unref(blk);
+    teardown();
+}
+
+/* Somebody writes to the image meanwhile: nothing old is read. */
+static void test_changed(void)
+{
+    g_autofree char *path = NULL;
+    BlockBackend *blk;
+    int fd;
+
+    setup();
+    path = file("image");
+    blk = open_image();
+    read_now(blk, 0, SIZE);
+    fd = open(path, O_WRONLY);
+    memset(bytes + 7 * PAGE, 0x77, 3 * PAGE);
+    g_assert_cmpint(pwrite(fd, bytes + 7 * PAGE, 3 * PAGE, 7 * PAGE), ==,
+                    3 * PAGE);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, bytes_passed), ==, SIZE);
+    close(fd);
+    blk_unref(blk);
+    blk = open_image();
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, bytes_passed), ==, 0);
+    blk_unref(blk);
+    teardown();
+}
+
+/* The image that QEMU has open is meant, not what has its name by now. */
+static void test_replaced(void)
+{
+    g_autofree char *path = NULL;
+    g_autofree char *zeroes = g_malloc0(SIZE);
+    BlockBackend *blk;
+
+    setup();
+    path = file("image");
+    blk = open_image();
+    g_assert_true(g_file_set_contents(path, zeroes, SIZE, NULL));
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, blocks_given), ==, BLOCKS - 1);
+    blk_unref(blk);
+    teardown();
+}
+
+/* A node between image and file that may change bytes: not shared. */
+static void test_filtered(void)
+{
+    BlockBackend *blk;
+
+    setup();
+    blk = open_over(false, "{\"driver\":\"raw\",\"file\":{\"driver\":"
+                    "\"blkdebug\",\"image\":{\"driver\":\"file\","
+                    "\"filename\":\"%s/image\"}}}", dir);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, bytes_passed), ==, SIZE);
+    g_assert_cmpint(STAT(blk, blocks_given), ==, 0);
+    blk_unref(blk);
+    teardown();
+}
+
+/* A limit on what is read is no limit on what is there. */
+static void test_throttled(void)
+{
+    BlockBackend *a, *b;
+
+    setup();
+    a = open_over(false, "{\"driver\":\"raw\",\"file\":{\"driver\":"
+                  "\"throttle\",\"throttle-group\":\"limits\",\"file\":{"
+                  "\"driver\":\"file\",\"filename\":\"%s/image\"}}}", dir);
+    read_now(a, 0, SIZE);
+    g_assert_cmpint(STAT(a, bytes_filled), ==, 0);
+    g_assert_cmpint(STAT(a, bytes_passed), ==, SIZE);
+    b = open_image();
+    read_now(b, 0, SIZE);
+    read_now(a, 0, SIZE);
+    g_assert_cmpint(STAT(a, bytes_passed), ==, SIZE);
+    g_assert_cmpint(STAT(a, blocks_given), ==, BLOCKS - 1);
+    blk_unref(a);
+    blk_unref(b);
+    teardown();
+}
+
+/* A part of a file, which does not begin at a block. */
+static void test_offset(void)
+{
+    BlockBackend *blk;
+    unsigned i;
+
+    setup();
+    for (i = 0; i < 2; i++) {
+        int64_t skip = i ? 3 * 512 : 5 * PAGE;
+        QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, guest, 64 * PAGE);
+
+        blk = open_over(false, "{\"driver\":\"raw\",\"offset\":%" PRId64
+                        ",\"file\":{\"driver\":\"file\","
+                        "\"filename\":\"%s/image\"}}", skip, dir);
+        read_vector(blk, 0, &qiov);
+        g_assert_cmpmem(guest, 64 * PAGE, bytes + skip, 64 * PAGE);
+        g_assert_cmpint(STAT(blk, blocks_given), ==, i ? 0 : 63);
+        blk_unref(blk);
+    }
+    teardown();
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    module_call_init(MODULE_INIT_QOM);
+    qemu_init_main_loop(&error_abort);
+    bdrv_init();
+    dedup_store_register(&dedup_linux_store_ops);
+    object_new_with_props("throttle-group", object_get_objects_root(),
+                          "limits", &error_abort, "x-iops-total", "10000",
+                          NULL);
+    g_test_add_func("/dedup/asked/raw", test_raw);
+    g_test_add_func("/dedup/asked/shapes", test_shapes);
+    g_test_add_func("/dedup/asked/qcow2", test_qcow2);
+    g_test_add_func("/dedup/asked/killed", test_killed);
+    g_test_add_func("/dedup/asked/changed", test_changed);
+    g_test_add_func("/dedup/asked/replaced", test_replaced);
+    g_test_add_func("/dedup/asked/filtered", test_filtered);
+    g_test_add_func("/dedup/asked/throttled", test_throttled);
+    g_test_add_func("/dedup/asked/offset", test_offset);
+    return g_test_run();
+}
