@@ -871,7 +871,8 @@ bool dedup_client_layer_is_leased(DedupClient *c, DedupClientLayer *l,
     QEMU_LOCK_GUARD(&c->lock);
     *number = l->number;
     *connection = l->connection;
-    *name = c->sock >= 0 && l->connection != c->connection;
+    *name = c->sock >= 0 && !c->silent && !c->wrong &&
+            l->connection != c->connection;
     return c->sock >= 0 && l->connection == c->connection &&
            l->state == DEDUP_LAYER_LEASED;
 }

@@ -10,6 +10,7 @@
 #include "../coroutines.h"
 #include "block/dedup-share.h"
 #include "block/thread-pool.h"
+#include "qemu/atomic.h"
 #include "leased.h"
 #include "trace.h"
 
@@ -122,9 +123,11 @@ static void coroutine_fn open_file(DedupClient *c, DedupFile *file)
 
     o.fd = fcntl(dedup_share_file_fd(file->node), F_DUPFD_CLOEXEC, 0);
     if (o.fd < 0) {
+        qatomic_set(&file->failed, true);
         return;
     }
     thread_pool_submit_co(open_anew, &o);
+    qatomic_set(&file->failed, o.opened < 0);
     if (o.opened >= 0) {
         dedup_client_open_layer(c, &file->layer, o.opened);
         /* its size does not change while it is leased */
@@ -147,12 +150,12 @@ static bool coroutine_fn is_leased(DedupClient *c, DedupFile *file)
     bool leased, name;
 
     leased = look_up(c, file, &name);
-    if (!name) {
+    if (!name || qatomic_read(&file->failed)) {
         return leased;
     }
     qemu_co_mutex_lock(&file->opening);
     leased = look_up(c, file, &name);
-    if (name) {
+    if (name && !file->failed) {
         open_file(c, file);
         leased = look_up(c, file, &name);
     }

@@ -29,6 +29,7 @@ typedef struct DedupFile {
     CoMutex opening;            /* held by the request that opens it */
     DedupClientLayer layer;
     uint64_t nblocks;           /* whole blocks; while it is leased */
+    bool failed;                /* it cannot be opened anew; atomic */
 } DedupFile;
 
 /* Files of a chain; several of a layer are possible. */
