@@ -14,6 +14,7 @@
 #include "qemu/lockable.h"
 #include "qemu/memalign.h"
 #include "qemu/cutils.h"
+#include "dedup-store/send.h"
 #include "checks.h"
 #include "server.h"
 #include "trace.h"
@@ -47,31 +48,10 @@ typedef struct Message {
 /* --- sending -------------------------------------------------------------- */
 
 /* False if it cannot be sent now, or ever. */
-static bool send_fd(Client *c, const void *a, size_t asize, const void *b,
-                    size_t bsize, int fd)
-{
-    struct iovec iov[] = { { (void *)a, asize }, { (void *)b, bsize } };
-    union {
-        struct cmsghdr header;
-        uint8_t bytes[CMSG_SPACE(sizeof(int))];
-    } control = {};
-    struct msghdr msg = { .msg_iov = iov, .msg_iovlen = b ? 2 : 1 };
-
-    if (fd >= 0) {
-        msg.msg_control = &control;
-        msg.msg_controllen = sizeof(control);
-        control.header.cmsg_len = CMSG_LEN(sizeof(int));
-        control.header.cmsg_level = SOL_SOCKET;
-        control.header.cmsg_type = SCM_RIGHTS;
-        memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-    }
-    return sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
-}
-
 static bool send_two(Client *c, const void *a, size_t asize, const void *b,
                      size_t bsize)
 {
-    return send_fd(c, a, asize, b, bsize, -1);
+    return dedup_send(c->fd, a, asize, b, bsize, -1);
 }
 
 static bool send_plain(Client *c, DedupMsgType type, uint32_t count,
@@ -395,8 +375,8 @@ static const char *on_hello(Client *c, const Message *m)
         memcpy(w.uuid, s->uuid, sizeof(w.uuid));
     }
     c->greeted = true;
-    return send_fd(c, &w, sizeof(w), NULL, 0,
-                   c->observer ? -1 : s->frames.client_fd)
+    return dedup_send(c->fd, &w, sizeof(w), NULL, 0,
+                      c->observer ? -1 : s->frames.client_fd)
            ? NULL : "WELCOME could not be sent";
 }
 

@@ -8,7 +8,6 @@
 
 #include "qemu/osdep.h"
 #include <poll.h>
-#include <sys/socket.h>
 #include "block/aio.h"
 #include "qapi/error.h"
 #include "qemu/atomic.h"
@@ -19,6 +18,7 @@
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "client.h"
+#include "dedup-store/send.h"
 #include "greet.h"
 #include "trace.h"
 
@@ -140,28 +140,6 @@ static void give_up_all(RequestList *list)
 
 /* --- sending, with the lock held ------------------------------------------ */
 
-static bool send_message(DedupClient *c, const Request *r)
-{
-    struct iovec iov[] = {
-        { (void *)&r->head, r->head_size }, { (void *)r->body, r->body_size },
-    };
-    union {
-        struct cmsghdr header;
-        uint8_t bytes[CMSG_SPACE(sizeof(int))];
-    } control = {};
-    struct msghdr msg = { .msg_iov = iov, .msg_iovlen = r->body ? 2 : 1 };
-
-    if (r->fd >= 0) {
-        msg.msg_control = &control;
-        msg.msg_controllen = sizeof(control);
-        control.header.cmsg_len = CMSG_LEN(sizeof(int));
-        control.header.cmsg_level = SOL_SOCKET;
-        control.header.cmsg_type = SCM_RIGHTS;
-        memcpy(CMSG_DATA(&control.header), &r->fd, sizeof(r->fd));
-    }
-    return sendmsg(c->sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
-}
-
 static bool is_answered(const Request *r)
 {
     return r->kind == READ || r->kind == PUT;
@@ -200,7 +178,8 @@ static void send_all(DedupClient *c)
         if (is_answered(r)) {
             r->id = r->head.header.request = c->last_id + 1;
         }
-        if (send_message(c, r)) {
+        if (dedup_send(c->sock, &r->head, r->head_size, r->body, r->body_size,
+                       r->fd)) {
             c->last_id += is_answered(r);
             was_sent(c, r);
         } else if (errno == EAGAIN || errno == ENOBUFS) {

@@ -14,6 +14,7 @@
 #include "block/aio.h"
 #include "block/dedup-share.h"
 #include "block/dedup-share/client.h"
+#include "dedup-store/send.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/main-loop.h"
@@ -498,26 +499,6 @@ typedef struct Script {
     int listener;
 } Script;
 
-static void pass(int s, void *message, size_t size, int fd)
-{
-    struct iovec iov = { message, size };
-    union {
-        struct cmsghdr header;
-        uint8_t bytes[CMSG_SPACE(sizeof(int))];
-    } control = {};
-    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-    if (fd >= 0) {
-        msg.msg_control = &control;
-        msg.msg_controllen = sizeof(control);
-        control.header.cmsg_len = CMSG_LEN(sizeof(int));
-        control.header.cmsg_level = SOL_SOCKET;
-        control.header.cmsg_type = SCM_RIGHTS;
-        memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-    }
-    sendmsg(s, &msg, MSG_NOSIGNAL);
-}
-
 /* Serve one connection until it ends. */
 static void *run_script(void *opaque)
 {
@@ -528,7 +509,7 @@ static void *run_script(void *opaque)
     unsigned i;
 
     if (recv(s, buf, DEDUP_MSG_MAX, 0) > 0) {
-        pass(s, &sc->welcome, sizeof(sc->welcome), sc->frames);
+        dedup_send(s, &sc->welcome, sizeof(sc->welcome), NULL, 0, sc->frames);
     }
     while (recv(s, buf, DEDUP_MSG_MAX, 0) > 0) {
         for (i = 0; sc->size && i < sc->times; i++) {
@@ -536,7 +517,7 @@ static void *run_script(void *opaque)
                 sc->m.header.request += h->request;
                 sc->m.answer.serial += i;
             }
-            pass(s, &sc->m, sc->size, sc->fd > 0 ? sc->fd : -1);
+            dedup_send(s, &sc->m, sc->size, NULL, 0, sc->fd > 0 ? sc->fd : -1);
             sc->m.header.request = 0;
         }
     }
