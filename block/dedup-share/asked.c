@@ -47,6 +47,10 @@ static void make_question(BDRVDedupShareState *s, Question *q,
                           const DedupPlace *places, DedupBlock *blocks,
                           unsigned n)
 {
+    DedupFile *last = NULL;
+    uint64_t connection = 0;
+    uint32_t number = 0;
+    bool leased = false, name;
     unsigned i;
 
     q->n = q->nextents = 0;
@@ -55,13 +59,13 @@ static void make_question(BDRVDedupShareState *s, Question *q,
                ? DEDUP_REQUEST_SECOND_READ : 0;
     for (i = 0; i < n; i++) {
         DedupFile *file = places[i].file;
-        uint64_t connection;
-        uint32_t number;
-        bool name;
 
-        if (!file ||
-            !dedup_client_layer_is_leased(s->client, &file->layer, &number,
-                                          &connection, &name) ||
+        if (file && file != last) {
+            last = file;
+            leased = dedup_client_layer_is_leased(s->client, &file->layer,
+                                                  &number, &connection, &name);
+        }
+        if (!file || !leased ||
             (q->connection && q->connection != connection)) {
             blocks[i].result = blocks[i].result ?:
                 places[i].unallocated ? DEDUP_UNALLOCATED : DEDUP_NO_LAYER;
@@ -219,7 +223,6 @@ void coroutine_fn dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks,
     DEDUP_HOT_ARRAY DedupPlace places[DEDUP_BATCH];
     DEDUP_HOT_ARRAY DedupAnswers answers;
     DEDUP_HOT_ARRAY Question q;
-    unsigned i;
 
     dedup_files_locate(&s->files, s->client, bs, blocks[0].number, n, places);
     make_question(s, &q, places, blocks, n);
@@ -230,8 +233,5 @@ void coroutine_fn dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks,
         count_answers(s, &answers);
         dedup_client_done(&answers);
     }
-    stat64_add(&s->counters.blocks_read, n);
-    for (i = 0; i < n; i++) {
-        stat64_add(&s->counters.results[blocks[i].result], 1);
-    }
+    dedup_count_results(&s->counters, blocks, n);
 }

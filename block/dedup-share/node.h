@@ -114,6 +114,10 @@ void coroutine_fn GRAPH_RDLOCK
 dedup_read_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,
                   DedupGiveFn *give);
 
+/* Count @n blocks of a read by their results. */
+void dedup_count_results(DedupCounters *c, const DedupBlock *blocks,
+                         unsigned n);
+
 /* Buffers that reads use.  No request is in flight. */
 void dedup_buffers_init(BDRVDedupShareState *s);
 void dedup_buffers_destroy(BDRVDedupShareState *s);

@@ -77,8 +77,7 @@ find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
     }
 }
 
-static void count_results(DedupCounters *c, const DedupBlock *blocks,
-                          unsigned n)
+void dedup_count_results(DedupCounters *c, const DedupBlock *blocks, unsigned n)
 {
     unsigned i, run;
 
@@ -114,5 +113,5 @@ void coroutine_fn dedup_read_blocks(BlockDriverState *bs, DedupBlock *blocks,
         dedup_engine_read(&r, blocks, n);
         dedup_fill_end(s->tracker, &fill);
     }
-    count_results(&s->counters, blocks, n);
+    dedup_count_results(&s->counters, blocks, n);
 }
