@@ -86,7 +86,8 @@ static bool is_to_be_told(const Block *b)
 static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
                                   uint64_t serial)
 {
-    uint32_t flags = b->filled ? DEDUP_FRAME_FILLED : 0;
+    uint32_t flags = (b->filled ? DEDUP_FRAME_FILLED : 0) |
+                     (b->made ? DEDUP_FRAME_NEW : 0);
 
     if (!b->answer) {
         return (DedupMsgFrame) { .answer = DEDUP_ANSWER_PENDING };
@@ -340,7 +341,7 @@ static const char *on_hello(Client *c, const Message *m)
     DedupMsgWelcome w = {
         .header.type = DEDUP_MSG_WELCOME,
         .version = DEDUP_PROTOCOL_VERSION, .store = DEDUP_STORE_KIND_LINUX,
-        .nslots = s->frames.nslots, .size = s->size,
+        .nslots = s->frames.nslots, .size = s->size, .asked = server.asked,
     };
     Process *p;
 
@@ -596,7 +597,7 @@ static const char *on_reclaim(Client *c, const Message *m)
     if (!CHECK("reclaim-uid", c->uid == 0 || c->uid == geteuid())) {
         return "RECLAIM: only root and the store daemon's user may";
     }
-    n = store_reclaim(server.store, UINT_MAX);
+    n = server_reclaim();
     return send_plain(c, DEDUP_MSG_RECLAIMED, n, m->header.request)
            ? NULL : "RECLAIMED could not be sent";
 }

@@ -168,6 +168,7 @@ static void tell_waiters(Fills *f, Fill *fill, const Kept *kept, bool leased)
         if (leased && k->frame) {
             b->frame = store_pin(f->store, frame_slot(f->store, k->frame),
                                  frame_generation(k->frame));
+            b->made = k->made;
         }
         if (w->request->client) {
             f->decided(w->request->client);

@@ -31,6 +31,7 @@ typedef struct Block {
     Layer *layer;               /* the leased layer it is of, or NULL */
     uint64_t number;            /* there */
     bool filled;                /* it is to be read from there */
+    bool made;                  /* its frame was, for this request */
     bool told;                  /* that it is pending */
     bool sent;
 } Block;

@@ -23,12 +23,13 @@
 #include "qemu/units.h"
 #include "qemu/help-texts.h"
 #include "trace/control.h"
+#include "dedup-store/socket.h"
 #include "memory-limit.h"
 #include "server.h"
 #include "tool.h"
 
-#define SOCKET_DIR "/run/qemu-dedup-store"
 #define DEFAULT_LAYER_IDLE 60
+#define DEFAULT_MOST 75
 
 static struct {
     const char *command;        /* NULL: be the daemon */
@@ -39,8 +40,9 @@ static struct {
     const char *pidfile;
     bool daemonize;
     bool json;
-    unsigned idle_exit, layer_idle;
-} opts = { .group = "default", .store = "linux",
+    bool make_dir;              /* the socket's, which nobody has named */
+    unsigned idle_exit, layer_idle, most;
+} opts = { .group = "default", .store = "linux", .most = DEFAULT_MOST,
            .layer_idle = DEFAULT_LAYER_IDLE };
 
 static void usage(const char *name)
@@ -55,8 +57,11 @@ static void usage(const char *name)
 "  -s, --size=SIZE           most memory that it may take, with an optional\n"
 "                            suffix k, M, G or T (default: an eighth of what\n"
 "                            there is)\n"
+"  -m, --most=PERCENT        take no more of the memory that there is, for the\n"
+"                            host or in a cgroup, whatever the size (default %d)\n"
 "  -k, --socket=PATH         where it listens (default\n"
-"                            " SOCKET_DIR "/GROUP.sock)\n"
+"                            " DEDUP_SOCKET_DIR "/GROUP.sock;\n"
+"                            below XDG_RUNTIME_DIR for who cannot use that)\n"
 "  -i, --idle-exit=SECONDS   end when nobody has been there for so long\n"
 "  -l, --layer-idle=SECONDS  keep what is known of an image without clients\n"
 "                            for so long (default %d)\n"
@@ -69,25 +74,34 @@ static void usage(const char *name)
 "  -h, --help                display this help and exit\n"
 "  -V, --version             output version information and exit\n"
 "\n"
-QEMU_HELP_BOTTOM "\n", name, name, name, DEFAULT_LAYER_IDLE);
+QEMU_HELP_BOTTOM "\n", name, name, name, DEFAULT_MOST,
+       DEFAULT_LAYER_IDLE);
+}
+
+static unsigned parse_number(const char *option, const char *text,
+                             const char *what, unsigned least, unsigned most)
+{
+    unsigned value;
+
+    if (qemu_strtoui(text, NULL, 10, &value) < 0 || value < least ||
+        value > most) {
+        error_report("%s: '%s' is no %s from %u to %u", option, text, what,
+                     least, most);
+        exit(1);
+    }
+    return value;
 }
 
 static unsigned parse_seconds(const char *option, const char *text)
 {
-    unsigned value;
-
-    if (qemu_strtoui(text, NULL, 10, &value) < 0 || value > 1000000) {
-        error_report("%s: '%s' is no number of seconds up to 1000000", option,
-                     text);
-        exit(1);
-    }
-    return value;
+    return parse_number(option, text, "number of seconds", 0, 1000000);
 }
 
 static const struct option long_options[] = {
     { "group", required_argument, NULL, 'g' },
     { "store", required_argument, NULL, 'S' },
     { "size", required_argument, NULL, 's' },
+    { "most", required_argument, NULL, 'm' },
     { "socket", required_argument, NULL, 'k' },
     { "idle-exit", required_argument, NULL, 'i' },
     { "layer-idle", required_argument, NULL, 'l' },
@@ -112,6 +126,9 @@ static void parse_option(int option, const char *name)
         break;
     case 's':
         opts.size = optarg;
+        break;
+    case 'm':
+        opts.most = parse_number("--most", optarg, "percentage", 1, 100);
         break;
     case 'k':
         opts.socket = g_strdup(optarg);
@@ -153,7 +170,7 @@ static void parse_options(int argc, char **argv)
 {
     int option;
 
-    while ((option = getopt_long(argc, argv, "g:S:s:k:i:l:df:L:T:jhV",
+    while ((option = getopt_long(argc, argv, "g:S:s:m:k:i:l:df:L:T:jhV",
                                  long_options, NULL)) != -1) {
         parse_option(option, argv[0]);
     }
@@ -171,7 +188,8 @@ static void parse_options(int argc, char **argv)
         exit(1);
     }
     if (!opts.socket) {
-        opts.socket = g_strdup_printf(SOCKET_DIR "/%s.sock", opts.group);
+        opts.socket = dedup_socket_path(opts.group);
+        opts.make_dir = true;
     }
     if (!strcmp(opts.store, "xen")) {
         error_report("--store: a store daemon for Xen is not there yet; Xen "
@@ -183,18 +201,27 @@ static void parse_options(int argc, char **argv)
     }
 }
 
-/* The size that was asked for, or what there is room for. */
-static uint64_t choose_size(void)
+/* What --size says; 0: nothing. */
+static uint64_t parse_size(void)
 {
-    uint64_t memory = memory_limit_find(""), size = memory / 8;
-    uint64_t most = memory / 4 * 3;
-    g_autofree char *text = NULL;
+    uint64_t size = 0;
 
-    if (opts.size && qemu_strtosz(opts.size, NULL, &size) < 0) {
+    if (opts.size && (qemu_strtosz(opts.size, NULL, &size) < 0 || !size)) {
         error_report("--size: '%s' is no size; say 4G, for example",
                      opts.size);
         exit(1);
     }
+    return size;
+}
+
+/* The size that was @asked for, or what there is room for. */
+static uint64_t choose_size(uint64_t asked)
+{
+    uint64_t memory = memory_limit_find("");
+    uint64_t most = memory / 100 * opts.most;
+    uint64_t size = asked ?: MIN(memory / 8, most);
+    g_autofree char *text = NULL;
+
     if (size > most) {
         text = size_to_str(most);
         warn_report("--size: there is less memory, for the host or by the "
@@ -239,7 +266,7 @@ static void lock_socket(const char *path)
         if (qemu_lock_fd(fd, 0, 0, true) < 0) {
             error_report("--socket: a store daemon listens at '%s' already",
                          path);
-            exit(1);
+            exit(DEDUP_EXIT_TAKEN);
         }
     } while (fstat(fd, &ours) < 0 || stat(lock, &there) < 0 ||
              ours.st_ino != there.st_ino);
@@ -255,6 +282,11 @@ static int listen_at(const char *path)
         exit(1);
     }
     pstrcpy(addr.sun_path, sizeof(addr.sun_path), path);
+    if (opts.make_dir) {
+        g_autofree char *dir = g_path_get_dirname(path);
+
+        mkdir(dir, 0755);       /* if that fails, so does what follows */
+    }
     lock_socket(path);
     unlink(path);
     umask(0117);                /* 0660: the directory says who may connect */
@@ -290,7 +322,8 @@ static void be_prepared(void)
 
     sigemptyset(&set);
     sigaddset(&set, SIGIO);     /* of leases; only their thread waits for it */
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    /* who has started us may have blocked others */
+    pthread_sigmask(SIG_SETMASK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
     if (!getrlimit(RLIMIT_NOFILE, &limit)) {
         limit.rlim_cur = limit.rlim_max;
@@ -309,7 +342,8 @@ static int run_daemon(void)
         return 1;
     }
     warn_of_huge_pages();
-    server.store = store_new(choose_size(), &error_fatal);
+    server.asked = parse_size();
+    server.store = store_new(choose_size(server.asked), &error_fatal);
     server.group = opts.group;
     server.idle_exit = opts.idle_exit;
     server.layer_idle = opts.layer_idle;

@@ -26,6 +26,8 @@
 #define ACCEPT_PAUSE_MS 100
 
 #define TRIM_US G_USEC_PER_SEC
+/* How long after RECLAIM what becomes idle is dropped. */
+#define RECLAIM_US (5 * G_USEC_PER_SEC)
 
 Server server;
 
@@ -178,10 +180,21 @@ static void exit_if_idle(void)
     }
 }
 
+unsigned server_reclaim(void)
+{
+    server.reclaim_until = g_get_monotonic_time() + RECLAIM_US;
+    WITH_QEMU_LOCK_GUARD(&server.store->lock) {
+        server.want_trim = true;
+    }
+    return store_reclaim(server.store, UINT_MAX);
+}
+
 static gboolean on_second(gpointer opaque)
 {
     end_silent();
-    if (memory_is_short()) {
+    if (g_get_monotonic_time() < server.reclaim_until) {
+        store_reclaim(server.store, UINT_MAX);
+    } else if (memory_is_short()) {
         /* an eighth of what is idle; more in a second, if that is not enough */
         store_reclaim(server.store, server.store->nidle / 8 + 1);
     }

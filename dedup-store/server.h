@@ -28,6 +28,7 @@ typedef struct Server {
     Store *store;
     Layers *layers;
     Fills *fills;
+    uint64_t asked;             /* bytes that the store was to hold; or 0 */
     int listen_fd;
     GMainLoop *loop;
     unsigned idle_exit;         /* seconds; 0: never */
@@ -37,6 +38,7 @@ typedef struct Server {
     unsigned nclients;
     bool want_trim;             /* by the lock: the store is full */
     int64_t next_trim;
+    int64_t reclaim_until;      /* us: what becomes idle until then goes */
 } Server;
 
 extern Server server;
@@ -46,6 +48,12 @@ extern Server server;
  * thread of it hangs and may come back: what it uses must stay.
  */
 void server_run(void);
+
+/*
+ * Drop what is idle, and how many frames that were; have the clients let go of
+ * what they do not use, and drop that when they have.
+ */
+unsigned server_reclaim(void);
 
 /* --- client.c ------------------------------------------------------------- */
 

@@ -481,6 +481,7 @@ static void hand_over(Store *s, Work *w, unsigned n, Kept *kept)
         } else if (w[i].kind == NEW && ok) {
             seal(s, w[i].frame);
             kept[i].frame = w[i].frame;
+            kept[i].made = true;
         } else if (w[i].kind == NEW) {
             put_free(s, w[i].frame);
         } else if (w[i].kind == FOUND && ok) {

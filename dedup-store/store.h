@@ -87,6 +87,7 @@ void store_punch_holes(Store *s);
 typedef struct Kept {
     DedupAnswer answer;
     Frame *frame;
+    bool made;                  /* no frame had this content */
 } Kept;
 
 /* A store of @size bytes in all.  NULL with *errp set on error. */

@@ -161,6 +161,7 @@ typedef struct DedupMsgWelcome {
     uint32_t nslots;            /* slots are smaller than this */
     uint32_t domid;             /* Xen: the store domain */
     uint64_t size;              /* bytes that the store may hold */
+    uint64_t asked;             /* those that its --size says; 0: nothing */
     uint8_t token[DEDUP_TOKEN_SIZE];
     uint8_t uuid[16];           /* of this store: no other one has it */
 } DedupMsgWelcome;
@@ -251,6 +252,8 @@ typedef enum DedupAnswer {
 
 /* READ: it was not known, and had to be read from the image. */
 #define DEDUP_FRAME_FILLED 1u
+/* FRAME: it was made for this request; no frame had this content. */
+#define DEDUP_FRAME_NEW 2u
 
 /*
  * What became of header.count blocks of a request, from number @first on.  Each
