@@ -19,12 +19,16 @@
 #include "block/dedup-share.h"
 #include "qapi/error.h"
 #include "qobject/qdict.h"
-#include "qemu/error-report.h"
 #include "qemu/module.h"
 #include "qemu/option.h"
+#include "dedup-share/join.h"
 #include "dedup-share/node.h"
 #include "dedup-share/stats.h"
 #include "dedup-share/trace.h"
+
+/* Seconds that the store daemon may be silent. */
+#define DEFAULT_TIMEOUT 2
+#define MAX_TIMEOUT 600
 
 static BlockDriver bdrv_dedup_share;
 
@@ -43,12 +47,20 @@ static QemuOptsList dedup_share_opts = {
           .help = "auto, xen, linux or off (default: auto)" },
         { .name = "store-size", .type = QEMU_OPT_SIZE,
           .help = "most bytes that the store may hold" },
+        { .name = "share", .type = QEMU_OPT_STRING,
+          .help = "base or all (default: base)" },
+        { .name = "share-encrypted", .type = QEMU_OPT_BOOL,
+          .help = "with share=all, also what is encrypted (default: off)" },
+        { .name = "timeout", .type = QEMU_OPT_NUMBER,
+          .help = "seconds that the store daemon may be silent (default: 2)" },
         { .name = "admission", .type = QEMU_OPT_STRING,
           .help = "first-read or second-read (default: first-read)" },
         { .name = "index-dir", .type = QEMU_OPT_STRING,
-          .help = "tmpfs directory of the groups" },
+          .help = "Xen: tmpfs directory of the groups" },
         { .name = "socket", .type = QEMU_OPT_STRING,
-          .help = "socket of the group's store daemon" },
+          .help = "Linux: where the group's store daemon listens" },
+        { .name = "x-copy", .type = QEMU_OPT_BOOL,
+          .help = "for tests: share by copies, in programs without a guest" },
         { /* end of list */ }
     },
 };
@@ -80,7 +92,8 @@ static bool options_parse(QDict *options, DedupShareOptions *o, Error **errp)
     QemuOpts *opts = qemu_opts_create(&dedup_share_opts, NULL, 0,
                                       &error_abort);
     bool ok = qemu_opts_absorb_qdict(opts, options, errp);
-    int kind, admission;
+    uint64_t timeout = 0;
+    int kind, admission, share;
 
     if (ok) {
         kind = parse_enum(opts, "store", &DedupShareStore_lookup,
@@ -93,146 +106,36 @@ static bool options_parse(QDict *options, DedupShareOptions *o, Error **errp)
         ok = admission >= 0;
     }
     if (ok) {
+        share = parse_enum(opts, "share", &DedupShareScope_lookup,
+                           "base or all", errp);
+        ok = share >= 0;
+    }
+    if (ok) {
+        timeout = qemu_opt_get_number(opts, "timeout", DEFAULT_TIMEOUT);
+        if (timeout < 1 || timeout > MAX_TIMEOUT) {
+            error_setg(errp, "timeout: %" PRIu64 " is no number of seconds "
+                       "from 1 to %d", timeout, MAX_TIMEOUT);
+            ok = false;
+        }
+    }
+    if (ok) {
         *o = (DedupShareOptions) {
             .group = g_strdup(qemu_opt_get(opts, "group") ?: "default"),
-            .index_dir = g_strdup(qemu_opt_get(opts, "index-dir")
-                                  ?: DEDUP_INDEX_DIR_DEFAULT),
+            .index_dir = g_strdup(qemu_opt_get(opts, "index-dir")),
             .socket = g_strdup(qemu_opt_get(opts, "socket")),
             .store = kind,
             .admission = admission,
+            .share = share,
+            .share_encrypted = qemu_opt_get_bool(opts, "share-encrypted",
+                                                 false),
+            .timeout = timeout,
+            .x_copy = qemu_opt_get_bool(opts, "x-copy", false),
             .has_size = qemu_opt_get(opts, "store-size"),
             .size = qemu_opt_get_size(opts, "store-size", 0),
         };
     }
     qemu_opts_del(opts);
     return ok;
-}
-
-/* The store for @kind, which may be auto.  NULL with *errp set. */
-static const DedupStoreOps *find_store(DedupShareStore kind, Error **errp)
-{
-    static const DedupShareStore kinds[] = {
-        DEDUP_SHARE_STORE_XEN, DEDUP_SHARE_STORE_LINUX,
-    };
-    const DedupStoreOps *ops = NULL;
-    int i;
-
-    if (kind != DEDUP_SHARE_STORE_AUTO) {
-        ops = dedup_store_find(kind);
-    }
-    for (i = 0; kind == DEDUP_SHARE_STORE_AUTO && i < ARRAY_SIZE(kinds); i++) {
-        ops = dedup_store_find(kinds[i]);
-        if (ops && ops->applies()) {
-            break;
-        }
-        ops = NULL;
-    }
-    if (!ops && kind == DEDUP_SHARE_STORE_XEN) {
-        error_setg(errp, "store: this program has no Xen store; it needs a "
-                   "QEMU system emulator built with Xen support, running as "
-                   "a Xen guest's device model; use store=off elsewhere");
-    } else if (!ops) {
-        error_setg(errp, "store: this program has no guest, so it has nothing "
-                   "to share; use store=off");
-    }
-    return ops;
-}
-
-/* Join the group that @o names.  NULL with *errp set if that cannot be. */
-static DedupGroup *join_group(const DedupShareOptions *o, Error **errp)
-{
-    const DedupStoreOps *ops = find_store(o->store, errp);
-    DedupGroupConfig config = {
-        .name = o->group, .root = o->index_dir,
-        .has_size = o->has_size, .size = o->size,
-    };
-    DedupGroup *g;
-
-    if (!ops || !ops->probe(errp)) {
-        return NULL;
-    }
-    config.store = ops->kind;
-    if (!dedup_group_check(&config, errp)) {
-        return NULL;
-    }
-    g = dedup_group_get(&config, errp);
-    if (g && o->admission == DEDUP_SHARE_ADMISSION_SECOND_READ &&
-        !dedup_seen_open(&g->seen, g->dir.fd, g->index.nframes, errp)) {
-        dedup_group_put(g);
-        g = NULL;
-    }
-    return g;
-}
-
-/* How long the store daemon may be silent, in milliseconds. */
-#define SILENCE_MS 2000
-
-/* Become a client of the store daemon.  NULL with *errp set. */
-static DedupClient *join_daemon(const DedupShareOptions *o, Error **errp)
-{
-    const DedupStoreOps *ops = find_store(o->store, errp);
-
-    if (!ops || !ops->probe(errp)) {
-        return NULL;
-    }
-    if (ops->kind != DEDUP_SHARE_STORE_LINUX) {
-        error_setg(errp, "socket: only the Linux store has a store daemon; "
-                   "leave socket out");
-        return NULL;
-    }
-    if (o->has_size) {
-        error_setg(errp, "store-size: the store daemon has its own; start it "
-                   "with --size, and leave store-size out");
-        return NULL;
-    }
-    return dedup_client_get(o->socket, DEDUP_STORE_KIND_LINUX, SILENCE_MS,
-                            errp);
-}
-
-/* Warn of @reason, unless that was the last thing said. */
-static void warn_once(const char *reason)
-{
-    static char *last;
-
-    if (g_strcmp0(last, reason)) {
-        g_free(last);
-        last = g_strdup(reason);
-        warn_report("dedup-share: nothing will be shared: %s", reason);
-    }
-}
-
-/*
- * What @o asks for: *group or *client, or neither with *reason if it may be
- * done without.
- * False with *errp set if it may not.
- */
-static bool start(const DedupShareOptions *o, DedupGroup **group,
-                  DedupClient **client, char **reason, Error **errp)
-{
-    Error *err = NULL;
-
-    *group = NULL;
-    *client = NULL;
-    *reason = NULL;
-    if (o->store == DEDUP_SHARE_STORE_OFF) {
-        return true;
-    }
-    if (o->socket) {
-        *client = join_daemon(o, &err);
-    } else {
-        *group = join_group(o, &err);
-    }
-    if (*group || *client) {
-        return true;
-    }
-    if (o->store != DEDUP_SHARE_STORE_AUTO) {
-        error_propagate(errp, err);
-        return false;
-    }
-    *reason = g_strdup(error_get_pretty(err));
-    warn_once(*reason);
-    error_free(err);
-    return true;
 }
 
 static void dedup_share_drain_begin(BlockDriverState *bs)
@@ -483,7 +386,7 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
         options_free(&s->opts);
         return ret;
     }
-    if (!start(&s->opts, &s->group, &s->client, &s->reason, errp)) {
+    if (!dedup_join(&s->opts, &s->group, &s->client, &s->reason, errp)) {
         options_free(&s->opts);
         return -EINVAL;
     }
@@ -556,16 +459,18 @@ static bool reopen_check(const DedupShareOptions *old,
 
     if (strcmp(old->group, new->group)) {
         option = "group";
-    } else if (strcmp(old->index_dir, new->index_dir)) {
+    } else if (g_strcmp0(old->index_dir, new->index_dir)) {
         option = "index-dir";
     } else if (old->has_size != new->has_size || old->size != new->size) {
         option = "store-size";
     } else if (g_strcmp0(old->socket, new->socket)) {
         option = "socket";
+    } else if (old->timeout != new->timeout) {
+        option = "timeout";
     }
     if (option) {
-        error_setg(errp, "%s cannot be changed; only store and admission can, "
-                   "open the node anew for another %s", option, option);
+        error_setg(errp, "%s cannot be changed; store, share, share-encrypted and "
+                   "admission can, open the node anew for another %s", option, option);
     }
     return !option;
 }
@@ -580,7 +485,7 @@ static int dedup_share_reopen_prepare(BDRVReopenState *state,
         return -EINVAL;
     }
     if (!reopen_check(&s->opts, &r->opts, errp) ||
-        !start(&r->opts, &r->group, &r->client, &r->reason, errp)) {
+        !dedup_join(&r->opts, &r->group, &r->client, &r->reason, errp)) {
         options_free(&r->opts);
         return -EINVAL;
     }
@@ -649,7 +554,7 @@ static void rejoin(BlockDriverState *bs)
 
     dedup_layers_drop(s);
     g_free(s->reason);
-    if (!start(&s->opts, &s->group, &s->client, &s->reason, &err)) {
+    if (!dedup_join(&s->opts, &s->group, &s->client, &s->reason, &err)) {
         s->reason = g_strdup(error_get_pretty(err));
         warn_reportf_err(err, "dedup-share: nothing will be shared: ");
     }
@@ -694,6 +599,20 @@ static void groups_damaged(void)
     running = false;
 }
 
+DedupClient *dedup_share_client(const char *group)
+{
+    BlockDriverState *bs = NULL;
+
+    while ((bs = bdrv_next_all_states(bs))) {
+        BDRVDedupShareState *s = bs->opaque;
+
+        if (dedup_share_is(bs) && s->client && !strcmp(s->opts.group, group)) {
+            return s->client;
+        }
+    }
+    return NULL;
+}
+
 /* What the node has done, for QMP; see stats.h. */
 DedupShareStats *dedup_share_stats(BlockDriverState *bs)
 {
@@ -711,7 +630,8 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs)
  * group and store its guest would share with others when it is opened again.
  */
 static const char *const dedup_share_strong_runtime_opts[] = {
-    "group", "store", "store-size", "index-dir", "admission", "socket", NULL
+    "group", "store", "store-size", "index-dir", "admission", "socket",
+    "share", "share-encrypted", "timeout", "x-copy", NULL
 };
 
 static BlockDriver bdrv_dedup_share = {

@@ -9,8 +9,8 @@
 # @xen: a Xen domain without vCPUs owns the frames; guest frames are
 #     given by Xen memory sharing.
 #
-# @linux: a file on a tmpfs holds the frames; guest pages are given by
-#     private mappings of it.
+# @linux: a store daemon's memory holds the frames; guest pages are
+#     given by private mappings of it.
 #
 # @off: nothing is shared, requests pass through.
 #
@@ -37,6 +37,25 @@
   'if': 'CONFIG_DEDUP_SHARE' }
 
 ##
+# @DedupShareScope:
+#
+# Which blocks of a chain of images a dedup-share filter shares.
+#
+# @base: those of images that nobody writes to, and that the group's
+#     store daemon can have a lease on: regular files on ext4, XFS or
+#     btrfs.  What a guest has written stays its own.
+#
+# @all: the others, too.  They are read as without the filter, and are
+#     found by their content: full copies of an image share, and images
+#     on block devices or network storage.
+#
+# Since: 10.0
+##
+{ 'enum': 'DedupShareScope',
+  'data': [ 'base', 'all' ],
+  'if': 'CONFIG_DEDUP_SHARE' }
+
+##
 # @BlockdevOptionsDedupShare:
 #
 # Driver specific block device options for the dedup-share filter,
@@ -51,20 +70,37 @@
 #
 # @store-size: the most that the store may hold, in bytes; a multiple
 #     of 4096.  The group's first user decides it; a later one must
-#     say the same or nothing.  (default: an eighth of the host's
-#     memory)
+#     say the same or nothing.  With the Linux store it is for the
+#     store daemon that this filter starts, if none is running; which
+#     takes no more than a quarter of what there is.  (default: an
+#     eighth of the memory of the host, or of QEMU's cgroup)
+#
+# @share: which blocks are shared (default: base)
+#
+# @share-encrypted: with @share all, also where an image of the chain is
+#     encrypted; who can read the group's store can then read what the
+#     guest reads (default: off)
+#
+# @timeout: how long the store daemon may be silent before a request is
+#     served without it, in seconds (default: 2)
 #
 # @admission: what this node's reads bring into the store
 #     (default: first-read)
 #
-# @index-dir: directory on a tmpfs that holds a directory for each
-#     group (default: "/run/qemu-dedup-share")
+# @index-dir: with the Xen store: directory on a tmpfs that holds a
+#     directory for each group (default: "/run/qemu-dedup-share")
 #
-# @socket: with the Linux store: the socket of the group's store daemon,
-#     qemu-dedup-store, which keeps the store then.  @store-size and
-#     @index-dir are not for it.  Only images that nobody writes to, on
-#     ext4, XFS or btrfs, are shared.  (default: none; the QEMUs keep
-#     the store themselves)
+# @socket: with the Linux store: where the group's store daemon,
+#     qemu-dedup-store, listens (default:
+#     "/run/qemu-dedup-store/GROUP.sock", or below XDG_RUNTIME_DIR for
+#     a user who cannot use that)
+#
+# @x-copy: share in a program that has no guest, as qemu-io has none, by
+#     copies; these pass requests through otherwise (default: off)
+#
+# Features:
+#
+# @unstable: Member @x-copy is for tests.
 #
 # Since: 10.0
 ##
@@ -73,8 +109,13 @@
   'data': { '*group': 'str',
             '*store': 'DedupShareStore',
             '*store-size': 'size',
+            '*share': 'DedupShareScope',
+            '*share-encrypted': 'bool',
+            '*timeout': 'uint32',
             '*admission': 'DedupShareAdmission',
             '*index-dir': 'str',
-            '*socket': 'str' },
+            '*socket': 'str',
+            '*x-copy': { 'type': 'bool',
+                         'features': [ 'unstable' ] } },
   'if': 'CONFIG_DEDUP_SHARE' }
 

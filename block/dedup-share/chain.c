@@ -54,7 +54,7 @@ void dedup_layers_drop(BDRVDedupShareState *s)
     while (s->nlayers) {
         layer_drop(&s->layers[--s->nlayers]);
     }
-    s->map_takes_part = false;
+    s->map_takes_part = s->puts = false;
     s->tail = NULL;
     s->tracker = &s->node_tracker;
 }
@@ -295,6 +295,29 @@ static void GRAPH_RDLOCK find_tail(BlockDriverState *bs, BlockDriverState *end)
     s->tail = s->tail ?: end;
 }
 
+/* Is anything that @bs gets its bytes from? */
+static bool GRAPH_RDLOCK is_encrypted(BlockDriverState *bs)
+{
+    const QDictEntry *e;
+    BdrvChild *child;
+
+    if (bs->encrypted) {
+        return true;
+    }
+    /* rbd does it itself */
+    for (e = qdict_first(bs->options); e; e = qdict_next(bs->options, e)) {
+        if (strstart(qdict_entry_key(e), "encrypt.", NULL)) {
+            return true;
+        }
+    }
+    QLIST_FOREACH(child, &bs->children, next) {
+        if (is_encrypted(child->bs)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
 {
     BDRVDedupShareState *s = bs->opaque;
@@ -311,6 +334,8 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
     s->inactive = bs->open_flags & BDRV_O_INACTIVE;
     if (s->client) {
         dedup_files_find(&s->files, bs);
+        s->puts = s->opts.share == DEDUP_SHARE_SCOPE_ALL &&
+                  (s->opts.share_encrypted || !is_encrypted(bs));
     }
     if (!s->group) {
         p = NULL;
@@ -358,7 +383,7 @@ static bool own_takes_part(BDRVDedupShareState *s)
 bool dedup_layers_take_part(BDRVDedupShareState *s)
 {
     return !qatomic_load_acquire(&s->drained) &&
-           (s->files.n || s->map_takes_part || own_takes_part(s));
+           (s->files.n || s->puts || s->map_takes_part || own_takes_part(s));
 }
 
 /* Are the blocks in the first layer, without a look? */

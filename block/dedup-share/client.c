@@ -8,6 +8,7 @@
 
 #include "qemu/osdep.h"
 #include <poll.h>
+#include <sys/socket.h>
 #include "block/aio.h"
 #include "qapi/error.h"
 #include "qemu/atomic.h"
@@ -76,7 +77,7 @@ struct DedupClient {
     bool full;                  /* the socket is: the thread waits for room */
     const char *wrong;          /* the connection is to end */
     uint8_t token[DEDUP_TOKEN_SIZE];
-    uint64_t size;
+    uint64_t size, asked;       /* as WELCOME has them */
     DedupHeld *held;
     RequestList unsent, sent;
     DedupClientLayer *layers[DEDUP_LIMIT_LAYERS];
@@ -145,6 +146,11 @@ static bool is_answered(const Request *r)
     return r->kind == READ || r->kind == PUT;
 }
 
+static bool has_id(const Request *r)
+{
+    return is_answered(r) || r->head.header.type == DEDUP_MSG_RECLAIM;
+}
+
 /* A message that is out. */
 static void was_sent(DedupClient *c, Request *r)
 {
@@ -175,12 +181,12 @@ static void send_all(DedupClient *c)
     while (c->sock >= 0 && !c->full && !c->wrong &&
            c->nsent < DEDUP_LIMIT_REQUESTS &&
            (r = QTAILQ_FIRST(&c->unsent))) {
-        if (is_answered(r)) {
+        if (has_id(r)) {
             r->id = r->head.header.request = c->last_id + 1;
         }
         if (dedup_send(c->sock, &r->head, r->head_size, r->body, r->body_size,
                        r->fd)) {
-            c->last_id += is_answered(r);
+            c->last_id += has_id(r);
             was_sent(c, r);
         } else if (errno == EAGAIN || errno == ENOBUFS) {
             c->full = true;
@@ -210,7 +216,7 @@ static const char *on_answer_block(DedupClient *c, Request *r, unsigned i,
                                    const DedupMsgFrame *f)
 {
     if (f->answer < DEDUP_ANSWER_FRAME || f->answer > DEDUP_ANSWER_BUSY ||
-        f->flags & ~DEDUP_FRAME_FILLED) {
+        f->flags & ~(DEDUP_FRAME_FILLED | DEDUP_FRAME_NEW)) {
         return "an unknown answer";
     }
     if (f->answer == DEDUP_ANSWER_PENDING) {
@@ -331,6 +337,8 @@ static const char *handle(DedupClient *c, void *message, size_t size, int fd)
     case DEDUP_MSG_TRIM:
         start_trim(c);
         return size == sizeof(*h) ? NULL : "a TRIM of a wrong size";
+    case DEDUP_MSG_RECLAIMED:
+        return size == sizeof(*h) ? NULL : "a RECLAIMED of a wrong size";
     case DEDUP_MSG_REFUSED:
         return "it refuses";
     default:
@@ -432,6 +440,7 @@ static void adopt(DedupClient *c, int sock, int frames,
     }
     memcpy(c->token, w->token, sizeof(c->token));
     c->size = w->size;
+    c->asked = w->asked;
     c->connection++;
     c->last_id = 0;
     c->heard = g_get_monotonic_time();
@@ -441,7 +450,7 @@ static void adopt(DedupClient *c, int sock, int frames,
     trace_dedup_client_connect(c->path, w->nslots, again);
 }
 
-static bool try_connect(DedupClient *c, Error **errp)
+static int try_connect(DedupClient *c, Error **errp)
 {
     DedupMsgWelcome welcome;
     int frames, sock;
@@ -449,10 +458,10 @@ static bool try_connect(DedupClient *c, Error **errp)
     sock = dedup_greet(c->path, c->kind, c->token, c->limit / 1000, &welcome,
                        &frames, errp);
     if (sock < 0) {
-        return false;
+        return sock;
     }
     adopt(c, sock, frames, &welcome);
-    return true;
+    return 0;
 }
 
 static void disconnect(DedupClient *c, const char *why)
@@ -589,7 +598,7 @@ static void *client_thread(void *opaque)
 
     while (!qatomic_read(&c->stop)) {
         next = g_get_monotonic_time() + RECONNECT_US;
-        if (c->sock >= 0 || try_connect(c, NULL)) {
+        if (c->sock >= 0 || !try_connect(c, NULL)) {
             disconnect(c, converse(c));
         }
         while (!qatomic_read(&c->stop) && g_get_monotonic_time() < next) {
@@ -630,14 +639,17 @@ static DedupClient *client_find(const char *path, DedupStoreKind kind)
 }
 
 DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
-                              unsigned silence_ms, Error **errp)
+                              unsigned silence_ms, bool *absent, Error **errp)
 {
     DedupClient *c = client_find(path, kind) ?: client_new(path, kind);
+    int ret = 0;
 
     GLOBAL_STATE_CODE();
     if (!c->refs) {
         c->limit = silence_ms * 1000LL;
-        if (!try_connect(c, errp)) {
+        ret = try_connect(c, errp);
+        *absent = ret == -ENOENT;
+        if (ret < 0) {
             return NULL;
         }
         c->stop = false;
@@ -680,6 +692,34 @@ uint64_t dedup_client_store_size(DedupClient *c)
 {
     QEMU_LOCK_GUARD(&c->lock);
     return c->size;
+}
+
+uint64_t dedup_client_asked_size(DedupClient *c)
+{
+    QEMU_LOCK_GUARD(&c->lock);
+    return c->asked;
+}
+
+bool dedup_client_reclaim(DedupClient *c, Error **errp)
+{
+    struct ucred cred = { .uid = -1 };
+    socklen_t size = sizeof(cred);
+
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        if (c->sock < 0) {
+            error_setg(errp, "group: there is no store daemon at '%s' now",
+                       c->path);
+            return false;
+        }
+        getsockopt(c->sock, SOL_SOCKET, SO_PEERCRED, &cred, &size);
+    }
+    if (geteuid() != 0 && geteuid() != cred.uid) {
+        error_setg(errp, "group: only root and the store daemon's user may "
+                   "reclaim; use 'qemu-dedup-store reclaim'");
+        return false;
+    }
+    say(c, request_new(SAY, DEDUP_MSG_RECLAIM, 0, sizeof(DedupMsgHeader)));
+    return true;
 }
 
 /* --- requests ------------------------------------------------------------- */

@@ -47,11 +47,12 @@ typedef struct DedupClient DedupClient;
 /*
  * The client of the store daemon that listens at @path; it is connected.
  * @silence_ms is the limit on its silence, for the first who asks for @path.
- * NULL with *errp set if there is no such daemon, or not of this @kind.
+ * NULL with *errp set if there is no such daemon, or not of this @kind; and
+ * *absent, if nobody listens there.
  * Main loop; waits for the daemon up to that limit.
  */
 DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
-                              unsigned silence_ms, Error **errp);
+                              unsigned silence_ms, bool *absent, Error **errp);
 
 /*
  * No request is in flight.  When the last one puts it, the connection ends; the
@@ -67,6 +68,16 @@ void dedup_client_counters(DedupClient *c, DedupHeldCounters *counters);
 
 /* Bytes that the store may hold, as its daemon said last. */
 uint64_t dedup_client_store_size(DedupClient *c);
+
+/* Those that its daemon was told to, when it was started; 0: it was not. */
+uint64_t dedup_client_asked_size(DedupClient *c);
+
+/*
+ * Have all clients find out what their guests still use, and the daemon drop
+ * the rest.  That goes on in the background.  False with *errp set if it may
+ * not be.  Any thread.
+ */
+bool dedup_client_reclaim(DedupClient *c, Error **errp);
 
 /* What became of a request: @n frames, which are pinned if so answered. */
 typedef struct DedupAnswers {

@@ -96,7 +96,7 @@ static int connect_to(const char *path, int64_t deadline, Error **errp)
     if (strlen(path) >= sizeof(addr.sun_path)) {
         error_setg(errp, "socket: '%s' is too long; %zu characters are the "
                    "most", path, sizeof(addr.sun_path) - 1);
-        return -1;
+        return -EINVAL;
     }
     pstrcpy(addr.sun_path, sizeof(addr.sun_path), path);
     sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -107,13 +107,14 @@ static int connect_to(const char *path, int64_t deadline, Error **errp)
         ret = connect(sock, (struct sockaddr *)&addr, sizeof(addr));
     }
     if (ret < 0) {
+        ret = errno == ECONNREFUSED ? -ENOENT : -errno;
         error_setg_errno(errp, errno, "socket: no store daemon listens at "
                          "'%s'; start qemu-dedup-store, or enable its systemd "
                          "unit", path);
         if (sock >= 0) {
             close(sock);
         }
-        return -1;
+        return ret;
     }
     return sock;
 }
@@ -215,7 +216,7 @@ int dedup_greet(const char *path, DedupStoreKind kind,
     int sock = connect_to(path, deadline, errp);
 
     if (sock < 0) {
-        return -1;
+        return sock;
     }
     if (check_peer(sock, path, errp)) {
         if (!say_hello(sock, kind, token)) {
@@ -226,5 +227,5 @@ int dedup_greet(const char *path, DedupStoreKind kind,
         }
     }
     close(sock);
-    return -1;
+    return -EPROTO;
 }

@@ -13,7 +13,8 @@
  * Connect to the store daemon at @path, say HELLO with @token, and check the
  * WELCOME, its peer, and the frames' file that it passes.  Returns the socket,
  * which does not block, and the file in *frames; both are the caller's.
- * -1 with *errp set on error.  Takes @limit_ms at most.
+ * -errno with *errp set on error; -ENOENT: nobody listens there.  Takes
+ * @limit_ms at most.
  */
 int dedup_greet(const char *path, DedupStoreKind kind,
                 const uint8_t token[DEDUP_TOKEN_SIZE], unsigned limit_ms,

@@ -54,7 +54,15 @@ static void append_node(GString *buf, DedupShareStats *s)
     g_string_append_printf(buf, "\n    image bytes read: %" PRIu64
                            " into the store, %" PRIu64 " passed through\n",
                            s->bytes_filled, s->bytes_passed);
-    if (s->store_stats) {
+    if (s->store == DEDUP_SHARE_STORE_LINUX) {
+        g_string_append_printf(buf, "    store: %" PRIu64 " frames held, of at "
+                               "most %" PRIu64 "; %" PRIu64 " mappings, of at "
+                               "most %" PRIu64 "\n",
+                               s->store_stats->frames,
+                               s->store_stats->size / 4096,
+                               s->store_stats->mappings,
+                               s->store_stats->mappings_max);
+    } else if (s->store_stats) {
         g_string_append_printf(buf, "    store: %" PRIu64 " of %" PRIu64
                                " frames in use; %" PRIu64 " hypercalls in %"
                                PRIu64 " system calls\n",

@@ -64,14 +64,18 @@ void GRAPH_RDLOCK dedup_files_find(DedupFiles *f, BlockDriverState *bs)
     f->files = f->files ?: g_new0(DedupFile, DEDUP_MAX_FILES);
     f->tail = NULL;
     for (; p && p->drv; p = bdrv_filter_or_cow_bs(p), depth++) {
+        unsigned before = f->n;
+
         if (is_driver(p, "throttle")) {
             throttled = true;
         } else if (p->drv->is_filter) {
-            f->tail = p;
             break;
         } else if (depth > 1 || bdrv_is_read_only(p)) {
             /* nobody leases what this process has open for writing */
             add_files(f, p, depth, throttled);
+        }
+        if (f->n > before) {
+            f->tail = bdrv_filter_or_cow_bs(p);
         }
     }
     trace_dedup_leased_find(bs, f->n);

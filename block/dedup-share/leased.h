@@ -38,7 +38,7 @@ typedef struct DedupFile {
 typedef struct DedupFiles {
     DedupFile *files;           /* DEDUP_MAX_FILES, or NULL */
     unsigned n;
-    BlockDriverState *tail;     /* layers from here on take no part; or NULL */
+    BlockDriverState *tail;     /* from here on none is in @files; or NULL */
 } DedupFiles;
 
 /* Find the files below @bs, or forget them.  Main loop, drained. */

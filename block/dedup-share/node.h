@@ -15,17 +15,28 @@
 #include "own.h"
 #include "reflink.h"
 
+/* Whether a node still puts; see put.c.  Atomic, but only a hint. */
+typedef struct DedupPutting {
+    unsigned interval;          /* every such request is put; 0: each */
+    unsigned turn;              /* counts them */
+    unsigned unmatched;         /* blocks in a row */
+} DedupPutting;
+
 /* Longest backing chain whose layers take part. */
 #define MAX_LAYERS 64
 
 typedef struct DedupShareOptions {
     char *group;
-    char *index_dir;
-    char *socket;               /* of the store daemon; NULL: there is none */
+    char *index_dir;            /* Xen; NULL: the default */
+    char *socket;               /* of the store daemon; NULL: the default */
     DedupShareStore store;
     bool has_size;
     uint64_t size;
     DedupShareAdmission admission;
+    DedupShareScope share;
+    bool share_encrypted;
+    unsigned timeout;           /* seconds that the daemon may be silent */
+    bool x_copy;                /* join though the program has no guest */
 } DedupShareOptions;
 
 /* Takes no part if it has neither a map nor an own object. */
@@ -52,6 +63,7 @@ typedef struct BDRVDedupShareState {
     DedupGroup *group;          /* at most one of these two; if none, */
     DedupClient *client;        /* ... requests pass through */
     DedupFiles files;           /* with a client */
+    bool puts;                  /* with a client: all may be put */
     char *reason;               /* then, why; NULL if it was asked for */
     DedupLayer layers[MAX_LAYERS];
     int nlayers;
@@ -68,6 +80,7 @@ typedef struct BDRVDedupShareState {
     DedupTracker node_tracker;
     DedupGather gather;
     DedupCounters counters;
+    DedupPutting putting;
 
     QemuMutex buffers_lock;
     void *buffers[4];           /* of DEDUP_BATCH blocks; not in use */
@@ -122,6 +135,10 @@ void dedup_count_results(DedupCounters *c, const DedupBlock *blocks,
 void dedup_buffers_init(BDRVDedupShareState *s);
 void dedup_buffers_destroy(BDRVDedupShareState *s);
 
+/* A buffer of DEDUP_BATCH blocks, or NULL; and back.  Any thread. */
+void *dedup_buffer_get(BDRVDedupShareState *s);
+void dedup_buffer_put(BDRVDedupShareState *s, void *buf);
+
 /* The node's read if its store takes addresses. */
 int coroutine_fn GRAPH_RDLOCK
 dedup_read_direct(BlockDriverState *bs, int64_t offset, int64_t bytes,
@@ -139,6 +156,35 @@ void coroutine_fn GRAPH_RDLOCK
 dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,
                  int64_t offset, int64_t bytes, QEMUIOVector *qiov,
                  size_t qiov_offset);
+
+/* --- placed.c ------------------------------------------------------------- */
+
+/* A part of a request: where its bytes go. */
+typedef struct DedupTarget {
+    int64_t offset, bytes;      /* on the disk */
+    QEMUIOVector *qiov;
+    size_t qiov_offset;         /* for @offset */
+} DedupTarget;
+
+/*
+ * Put into place what @answers name; number i is for blocks[which[i]].  A block
+ * whose result is GIVEN is for the whole page at its dest.  The others' results
+ * say why not, then.
+ */
+void dedup_place_answers(BDRVDedupShareState *s, const DedupTarget *t,
+                         const DedupAnswers *answers, const uint8_t *which,
+                         DedupBlock *blocks);
+
+/* --- put.c ---------------------------------------------------------------- */
+
+/*
+ * Read those of @n blocks in a row whose result is NO_LAYER, and hand them to
+ * the store daemon.  What was read is in place, whatever came of that.  If it
+ * is not this request's turn, they are UNMATCHED.
+ */
+void coroutine_fn GRAPH_RDLOCK
+dedup_put_blocks(BlockDriverState *bs, const DedupTarget *t,
+                 DedupBlock *blocks, unsigned n);
 
 /* --- chain.c: which layer owns a block ---------------------------------- */
 

@@ -31,6 +31,8 @@ static DedupShareNotGiven *not_given_new(DedupCounters *c)
         [DEDUP_EVICTED] = &n->evicted,
         [DEDUP_ZEROES] = &n->zeroes,
         [DEDUP_SEEN_ONCE] = &n->seen_once,
+        [DEDUP_UNMATCHED] = &n->unmatched,
+        [DEDUP_NO_DAEMON] = &n->no_daemon,
         [DEDUP_FAILED] = &n->failed,
     };
     int i;
@@ -112,8 +114,11 @@ DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
 void qmp_dedup_share_reclaim(const char *group, Error **errp)
 {
     DedupGroup *g = dedup_group_find(group ?: "default");
+    DedupClient *c = dedup_share_client(group ?: "default");
 
-    if (!g) {
+    if (c) {
+        dedup_client_reclaim(c, errp);
+    } else if (!g) {
         error_setg(errp, "group: this QEMU is not in group '%s'; name one that "
                    "query-dedup-stats shows", group ?: "default");
     } else {

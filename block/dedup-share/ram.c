@@ -168,6 +168,11 @@ static bool applies(void)
     return !xen_domid || xen_mode == XEN_EMULATE;
 }
 
+static bool is_starting(void)
+{
+    return !phase_check(PHASE_MACHINE_READY);
+}
+
 static bool probe(Error **errp)
 {
     if (!applies()) {
@@ -185,6 +190,7 @@ static void linux_store_register(void)
     store_ops = dedup_linux_store_ops;
     store_ops.applies = applies;
     store_ops.probe = probe;
+    store_ops.is_starting = is_starting;
     dedup_given_set_ram(&ram_ops);
     dedup_store_register(&store_ops);
     ram_block_notifier_add(&ram_notifier);

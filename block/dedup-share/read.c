@@ -13,10 +13,8 @@
  * Buffers are kept: the kernel would clear the pages of a new one for each
  * request, which takes longer than to fill the frames from it.
  */
-static void *read_alloc(void *opaque, size_t size)
+void *dedup_buffer_get(BDRVDedupShareState *s)
 {
-    BDRVDedupShareState *s = ((BlockDriverState *)opaque)->opaque;
-
     WITH_QEMU_LOCK_GUARD(&s->buffers_lock) {
         if (s->nbuffers) {
             return s->buffers[--s->nbuffers];
@@ -25,10 +23,8 @@ static void *read_alloc(void *opaque, size_t size)
     return qemu_try_memalign(DEDUP_BLOCK_SIZE, DEDUP_BATCH * DEDUP_BLOCK_SIZE);
 }
 
-static void read_free(void *opaque, void *buf)
+void dedup_buffer_put(BDRVDedupShareState *s, void *buf)
 {
-    BDRVDedupShareState *s = ((BlockDriverState *)opaque)->opaque;
-
     WITH_QEMU_LOCK_GUARD(&s->buffers_lock) {
         if (buf && s->nbuffers < ARRAY_SIZE(s->buffers)) {
             s->buffers[s->nbuffers++] = buf;
@@ -36,6 +32,16 @@ static void read_free(void *opaque, void *buf)
         }
     }
     qemu_vfree(buf);
+}
+
+static void *read_alloc(void *opaque, size_t size)
+{
+    return dedup_buffer_get(((BlockDriverState *)opaque)->opaque);
+}
+
+static void read_free(void *opaque, void *buf)
+{
+    dedup_buffer_put(((BlockDriverState *)opaque)->opaque, buf);
 }
 
 void dedup_buffers_init(BDRVDedupShareState *s)

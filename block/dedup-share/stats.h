@@ -14,6 +14,9 @@
 /* NULL if @bs is no dedup-share node; else the caller frees it. */
 DedupShareStats *dedup_share_stats(BlockDriverState *bs);
 
+/* The client of a node in @group, or NULL.  Main loop. */
+DedupClient *dedup_share_client(const char *group);
+
 /* @group, @client, @reason: of the node; each may be NULL. */
 DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
                                  const char *reason, DedupGroup *group,

@@ -62,6 +62,8 @@ typedef enum DedupResult {
     DEDUP_EVICTED,
     DEDUP_ZEROES,
     DEDUP_SEEN_ONCE,
+    DEDUP_UNMATCHED,
+    DEDUP_NO_DAEMON,
     DEDUP_FAILED,
     DEDUP_RESULT__MAX,
 } DedupResult;
@@ -125,6 +127,12 @@ typedef struct DedupStoreOps {
 
     /* Is this process of the kind that the store is made for? */
     bool (*applies)(void);
+
+    /*
+     * Has the guest not run yet, so that a daemon may be started for it?  NULL:
+     * never.
+     */
+    bool (*is_starting)(void);
 
     /*
      * Can this QEMU's guest use such a store?  Sets *errp to what is missing

@@ -66,7 +66,7 @@ static void test_copy_on_write(const void *opaque)
     g_assert_cmpint(smaps(a).copied, ==, 0);
 
     /* its disk: what is written goes to the overlay, and is read from there */
-    port_io(&b->disk, true, b->buf + 3 * PAGE, 3 * (PAGE / SECTOR), PAGE, PAGE);
+    write_blocks(b, 3, 1);
     fill(b, 3, 1, 0);
     read_blocks(b, 3, 1);
     check_filled(b, 3, 1, 0x11);
@@ -118,7 +118,7 @@ static void test_copy(const void *opaque)
     const Config *c = opaque;
     g_autofree char *machine = g_strdup_printf("%s,memory-backend=m",
                                                c->machine);
-    Guest *a = guest_start(machine, c->kind, "store=linux,store-size=8M",
+    Guest *a = guest_start(machine, c->kind, "store=linux",
                            "-object memory-backend-memfd,id=m,size=64M");
     Guest *b = guest_on(c->machine, c->kind);
     int64_t before;
@@ -136,39 +136,43 @@ static void test_copy(const void *opaque)
 
 /* --- tests: what becomes of the frames ------------------------------------ */
 
-#define SMALL "store=linux,store-size=512k"     /* 128 frames */
+/* Of 128 frames; one client may hold 96 of them. */
+#define SMALL "544768"
 
 /* A full store gives up what nobody uses, and nothing else. */
 static void test_evict(const void *opaque)
 {
     const Config *c = opaque;
-    Guest *a = guest_start(c->machine, c->kind, SMALL, "");
-    Guest *b = guest_start(c->machine, c->kind, SMALL, "");
+    Guest *a, *b;
     int i;
 
+    store_size = SMALL;
+    a = guest_on(c->machine, c->kind);
+    b = guest_on(c->machine, c->kind);
     read_blocks(b, 0, 32);
-    read_blocks(a, 0, 128);
-    g_assert_cmpint(counter(a, "frames"), ==, 128);
-    fill(a, 64, 64, 0x44);
-    for (i = 0; i < 100 && !counter(a, "frames-evicted"); i++) {
+    read_blocks(a, 0, 96);
+    g_assert_cmpint(counter(a, "frames"), ==, 96);
+    fill(a, 32, 64, 0x44);
+    for (i = 0; i < 100 && counter(a, "blocks-given") <= 96; i++) {
         read_blocks(a, 128 + i, 1);         /* full, until it is found out */
         check_blocks(a, 128 + i, 1);
         g_usleep(100 * 1000);
     }
-    g_assert_cmpint(counter(a, "frames-evicted"), >, 0);
+    g_assert_cmpint(counter(a, "blocks-given"), >, 96);
     for (i = 0; i < 8; i++) {
         read_blocks(a, 256 + i * 16, 16);
         check_blocks(a, 256 + i * 16, 16);
         fill(a, 256 + i * 16, 16, 0x45);
         g_usleep(300 * 1000);
     }
-    g_assert_cmpint(counter(a, "frames"), <=, 128);
-    check_blocks(a, 0, 64);
+    g_assert_cmpint(counter(a, "frames"), <=, 96);
+    check_blocks(a, 0, 32);
     check_blocks(b, 0, 32);
-    check_filled(a, 64, 64, 0x44);
+    check_filled(a, 32, 64, 0x44);
     g_assert_cmpint(smaps(b).copied, ==, 0);    /* the very same frames */
     guest_end(a);
     guest_end(b);
+    store_size = "8M";
 }
 
 static void reclaim(Guest *g)
@@ -176,28 +180,51 @@ static void reclaim(Guest *g)
     qtest_qmp_assert_success(g->qts, "{ 'execute': 'dedup-share-reclaim' }");
 }
 
+/* The daemon drops what the guests have let go, for some seconds. */
+static void wait_reclaimed(void)
+{
+    g_autofree char *command = g_strdup_printf(
+        "./dedup-store/qemu-dedup-store status --json --socket %s", sock);
+    int i;
+
+    for (i = 0; ; i++) {
+        g_autofree char *text = NULL;
+
+        g_assert_true(g_spawn_command_line_sync(command, &text, NULL, NULL,
+                                                NULL));
+        if (strstr(text, "\"frames-idle\": 0")) {
+            return;
+        }
+        g_assert_cmpint(i, <, 100);
+        g_usleep(100 * 1000);
+    }
+}
+
 /* The store is emptied of what is not used when somebody asks for it. */
 static void test_reclaim(void)
 {
     Guest *a = guest_simple(DISK_BLK), *b = guest_simple(DISK_BLK);
+    int64_t before;
 
     read_blocks(a, 0, 128);
     read_blocks(b, 0, 64);
     fill(a, 32, 96, 0x44);
     reclaim(a);
-    wait_counter(a, "frames", 64);              /* b has these */
-    check_blocks(a, 0, 32);
-    check_blocks(b, 0, 64);
-    guest_end(b);
-    reclaim(a);
     wait_counter(a, "frames", 32);
     check_blocks(a, 0, 32);
-    read_blocks(a, 64, 64);                     /* and filled again */
-    check_blocks(a, 64, 64);
+    check_blocks(b, 0, 64);
+    wait_reclaimed();
+    before = image_bytes(a);
+    read_blocks(a, 32, 32);                     /* b has these */
+    g_assert_cmpint(image_bytes(a), ==, before);
+    read_blocks(a, 64, 64);                     /* and nobody has those */
+    g_assert_cmpint(image_bytes(a), ==, before + 64 * PAGE);
+    check_blocks(a, 0, 128);
+    guest_end(b);
     guest_end(a);
 }
 
-/* Who is killed leaves frames, and its share of them is found to be free. */
+/* Who is killed leaves frames, which are found by others. */
 static void test_kill(void)
 {
     Guest *a = guest_simple(DISK_BLK), *b = guest_simple(DISK_BLK);
@@ -208,15 +235,8 @@ static void test_kill(void)
     check_blocks(b, 0, 64);
     read_blocks(b, 64, 32);
     g_assert_cmpint(counter(b, "blocks-missed"), ==, 0);
-    reclaim(b);
-    wait_counter(b, "frames", 96);
     check_blocks(b, 0, 96);
     guest_kill(b);
-    a = guest_simple(DISK_BLK);                 /* all were killed */
-    read_blocks(a, 0, 64);
-    g_assert_cmpint(counter(a, "blocks-missed"), ==, 64);
-    check_blocks(a, 0, 64);
-    guest_end(a);
 }
 
 static void set_store(Guest *g, const char *store)
@@ -224,17 +244,18 @@ static void set_store(Guest *g, const char *store)
     qtest_qmp_assert_success(g->qts,
         "{ 'execute': 'blockdev-reopen', 'arguments': { 'options': [ {"
         "  'driver': 'dedup-share', 'node-name': 'd0', 'file': 'img',"
-        "  'index-dir': %s, 'store-size': %d, 'store': %s } ] } }",
-        dir, (int)(512 * KiB), store);
+        "  'socket': %s, 'store': %s } ] } }", sock, store);
 }
 
 /* A node leaves the group, and the guest keeps the frames. */
 static void test_leave(void)
 {
-    Guest *a = guest_start("q35", DISK_BLK, SMALL, "");
-    Guest *b = guest_start("q35", DISK_BLK, SMALL, "");
+    Guest *a, *b;
     int i;
 
+    store_size = SMALL;
+    a = guest_simple(DISK_BLK);
+    b = guest_simple(DISK_BLK);
     read_blocks(a, 0, 64);
     set_store(a, "off");
     for (i = 0; i < 6; i++) {
@@ -253,71 +274,120 @@ static void test_leave(void)
     guest_end(b);
     check_blocks(a, 0, 64);
     guest_end(a);
+    store_size = "8M";
 }
 
-/* --- tests: with a store daemon ------------------------------------------- */
+/* --- tests: the store daemon ---------------------------------------------- */
 
-/* The daemon keeps the store, and dies; the guests do not notice. */
+/* It dies; the guests do not notice. */
 static void test_daemon(const void *opaque)
 {
     const Config *c = opaque;
-    g_autofree char *sock = g_build_filename(dir, "sock", NULL);
-    g_autofree char *lock = g_strconcat(sock, ".lock", NULL);
-    g_autofree char *options = g_strconcat("store=linux,socket=", sock, NULL);
-    char *argv[] = { (char *)"./dedup-store/qemu-dedup-store",
-                     (char *)"--socket", sock, (char *)"--size",
-                     (char *)"16M", NULL };
-    Guest *a, *b;
-    GPid pid;
+    Guest *a = guest_on(c->machine, c->kind);
+    Guest *b = guest_on(c->machine, c->kind);
 
-    g_assert(g_spawn_async(NULL, argv, NULL, G_SPAWN_DO_NOT_REAP_CHILD, NULL,
-                           NULL, &pid, NULL));
-    while (!g_file_test(sock, G_FILE_TEST_EXISTS)) {
-        g_usleep(1000);
-    }
-    a = guest_start(c->machine, c->kind, options, "");
-    b = guest_start(c->machine, c->kind, options, "");
     read_blocks(a, 0, 256);
-    check_blocks(a, 0, 256);
-    g_assert_cmpint(counter(a, "blocks-given"), ==, 256);
-    g_assert_cmpint(counter(a, "blocks-missed"), ==, 256);
-    g_assert_cmpint(counter(a, "frames"), ==, 256);
-    g_assert_cmpint(smaps(a).bytes, ==, 256 * PAGE);
     read_blocks(b, 0, 256);
-    check_blocks(b, 0, 256);
-    g_assert_cmpint(image_bytes(b), ==, 0);
-    g_assert_cmpint(counter(b, "blocks-missed"), ==, 0);
-    g_assert_cmpint(smaps(b).bytes, ==, 256 * PAGE);
-    g_assert_cmpint(smaps(b).copied, ==, 0);
-
     fill(b, 3, 2, 0x11);                /* its memory, then its disk */
-    port_io(&b->disk, true, b->buf + 3 * PAGE, 3 * (PAGE / SECTOR), PAGE, PAGE);
+    write_blocks(b, 3, 1);
     fill(b, 3, 1, 0);
+    store_kill(SIGKILL);
     read_blocks(b, 3, 1);
     check_filled(b, 3, 1, 0x11);
-    read_blocks(a, 3, 1);
-    check_blocks(a, 0, 256);
-
-    kill(pid, SIGKILL);
-    waitpid(pid, NULL, 0);
     read_blocks(a, 200, 200);
     check_blocks(a, 0, 400);
     check_blocks(b, 5, 251);
     guest_end(a);
     guest_end(b);
-    unlink(sock);
-    unlink(lock);
 }
 
-/* Without Xen, auto is linux. */
+/* Guests that are equal copies of an image hold its blocks once. */
+static void test_copies(const void *opaque)
+{
+    const Config *c = opaque;
+    Guest *a = guest_start(c->machine, c->kind, "store=linux,share=all", "");
+    Guest *b = guest_start(c->machine, c->kind, "store=linux,share=all", "");
+
+    fill(a, 0, 64, 0);
+    read_blocks(a, 0, 64);
+    write_blocks(a, 0, 64);
+    read_blocks(b, 0, 64);
+    write_blocks(b, 0, 64);
+    /* both are in the overlays now, which nobody leases */
+    fill(a, 0, 64, 0x55);
+    fill(b, 0, 64, 0x55);
+    read_blocks(a, 0, 64);
+    check_blocks(a, 0, 64);
+    read_blocks(b, 0, 64);
+    check_blocks(b, 0, 64);
+    g_assert_cmpint(counter(b, "blocks-given"), ==, 128);
+    g_assert_cmpint(counter(b, "blocks-matched"), ==, 64);
+    g_assert_cmpint(counter(b, "frames"), ==, 64);
+    fill(a, 5, 1, 0x66);                /* and what one writes is its own */
+    write_blocks(a, 5, 1);
+    read_blocks(b, 0, 64);
+    check_blocks(b, 0, 64);
+    read_blocks(a, 0, 64);
+    check_blocks(a, 0, 5);
+    check_filled(a, 5, 1, 0x66);
+    check_blocks(a, 6, 58);
+    guest_end(a);
+    guest_end(b);
+}
+
+/*
+ * Without Xen, auto is linux; and if no daemon runs, the first guest starts one,
+ * which ends when nobody has been there for a while.
+ */
 static void test_auto(void)
 {
-    Guest *a = guest_start("q35", DISK_BLK, "store=auto,store-size=8M", "");
-    QDict *s = stats(a);
+    const char *options = "store=auto,store-size=8M";
+    Guest *a, *b;
+    QDict *s;
+    int i;
 
+    store_size = NULL;
+    a = guest_start("q35", DISK_BLK, options, "");
+    b = guest_start("q35", DISK_BLK, "store=linux", "");
+    s = stats(a);
     g_assert_cmpstr(qdict_get_str(s, "store"), ==, "linux");
     qobject_unref(s);
+    read_blocks(a, 0, 64);
+    read_blocks(b, 0, 64);
+    check_blocks(b, 0, 64);
+    g_assert_cmpint(smaps(b).bytes, ==, 64 * PAGE);
+    g_assert_cmpint(image_bytes(b), ==, 0);
     guest_end(a);
+    guest_end(b);
+    for (i = 0; g_file_test(sock, G_FILE_TEST_EXISTS); i++) {
+        g_assert_cmpint(i, <, 300);
+        g_usleep(100 * 1000);
+    }
+    store_size = "8M";
+}
+
+/* None can be started for a guest that runs, or where that is forbidden. */
+static void test_not_started(void)
+{
+    QDict *s, *err;
+    Guest *a;
+
+    store_size = NULL;
+    a = guest_start("q35", DISK_BLK, "store=auto", "-sandbox on,spawn=deny");
+    s = stats(a);
+    g_assert_cmpstr(qdict_get_str(s, "store"), ==, "off");
+    g_assert_nonnull(strstr(qdict_get_str(s, "reason"), "spawn=deny"));
+    qobject_unref(s);
+    read_blocks(a, 0, 64);
+    check_blocks(a, 0, 64);
+    err = qtest_qmp_assert_failure_ref(a->qts,
+        "{ 'execute': 'blockdev-add', 'arguments': {"
+        "  'driver': 'dedup-share', 'node-name': 'd1', 'file': 'base',"
+        "  'socket': %s, 'store': 'linux' } }", sock);
+    g_assert_nonnull(strstr(qdict_get_str(err, "desc"), "no store daemon"));
+    qobject_unref(err);
+    guest_end(a);
+    store_size = "8M";
 }
 
 /* --- the end ------------------------------------------------------------- */
@@ -334,6 +404,7 @@ static void add_disk_tests(const Config *c)
         { "copy", test_copy },
         { "evict", test_evict },
         { "daemon", test_daemon },
+        { "copies", test_copies },
     };
     int i;
 
@@ -366,5 +437,6 @@ int main(int argc, char **argv)
     qtest_add_func("/dedup-share/linux/kill", test_kill);
     qtest_add_func("/dedup-share/linux/leave", test_leave);
     qtest_add_func("/dedup-share/linux/auto", test_auto);
+    qtest_add_func("/dedup-share/linux/not-started", test_not_started);
     return remove_files(g_test_run());
 }

@@ -18,7 +18,7 @@
 #include "standard-headers/linux/virtio_mem.h"
 #include "dedup-share-guest.c.inc"
 
-#define OPTIONS "store=linux,store-size=8M"
+#define OPTIONS "store=linux"
 #define OTHER_DEVFN QPCI_DEVFN(9, 0)
 
 /* --- tests: memory that cannot be mapped over: frames are copied --------- */
@@ -26,21 +26,23 @@
 static void check_copies(Guest *a)
 {
     Guest *b = guest_simple(DISK_BLK);
-    int64_t before;
+    int64_t before, copied, hit;
 
     read_blocks(b, 0, 64);
     before = image_bytes(a);
+    copied = counter(a, "blocks-copied");       /* QEMU has read a sector */
     read_blocks(a, 0, 64);
     check_blocks(a, 0, 64);
     g_assert_cmpint(image_bytes(a), ==, before);        /* and no I/O */
-    g_assert_cmpint(counter(a, "blocks-copied"), ==, 64);
+    g_assert_cmpint(counter(a, "blocks-copied"), ==, copied + 64);
     g_assert_cmpint(counter(a, "blocks-given"), ==, 0);
     g_assert_cmpint(smaps(a).bytes, ==, 0);
     read_blocks(a, 64, 64);                             /* fills by copying */
+    hit = counter(b, "blocks-hit");
     read_blocks(b, 64, 64);
     check_blocks(a, 64, 64);
     check_blocks(b, 64, 64);
-    g_assert_cmpint(counter(b, "blocks-hit"), ==, 64);
+    g_assert_cmpint(counter(b, "blocks-hit"), ==, hit + 64);
     guest_end(a);
     guest_end(b);
 }
@@ -52,7 +54,7 @@ static void test_backend(const void *opaque)
                                               backend);
 
     check_copies(guest_start("q35,memory-backend=m", DISK_BLK,
-                             "store=linux,store-size=8M", object));
+                             OPTIONS, object));
 }
 
 static void test_locked(void)
@@ -64,7 +66,7 @@ static void test_locked(void)
         g_test_skip("memory cannot be locked");
         return;
     }
-    check_copies(guest_start("q35", DISK_BLK, "store=linux,store-size=8M",
+    check_copies(guest_start("q35", DISK_BLK, OPTIONS,
                              "-overcommit mem-lock=on"));
 }
 

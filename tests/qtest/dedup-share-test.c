@@ -147,7 +147,7 @@ static Disk *disk_boot(const Config *config, const char *objects,
     image = image_args(config, "img");
     d->qs = qtest_pc_boot("-M %s -nodefaults -bios %s %s %s "
                           "-blockdev driver=dedup-share,node-name=d0,"
-                          "index-dir=/,store=%s,%s %s",
+                          "socket=/none/sock,store=%s,%s %s",
                           config->ahci ? "q35" : "pc", bios, objects, image,
                           config->store, below ?: "file=img",
                           port_device(kind));
@@ -305,7 +305,7 @@ static void test_reopen(const void *opaque)
         qtest_qmp_assert_success(d->qts,
             "{ 'execute': 'blockdev-reopen', 'arguments': { 'options': [ {"
             "  'driver': 'dedup-share', 'node-name': 'd0', 'file': 'img',"
-            "  'index-dir': '/', 'store': %s } ] } }", store);
+            "  'socket': '/none/sock', 'store': %s } ] } }", store);
         s = dedup_stats(d->qts, "d0");
         g_assert(qdict_haskey(s, "reason") == !(i % 2));
         qobject_unref(s);

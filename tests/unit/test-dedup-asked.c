@@ -18,17 +18,18 @@
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
 #include "block/dedup-share/linux.h"
-#include "block/dedup-share/stats.h"
-#include "system/block-backend.h"
 #include "dedup-daemon.h"
 #include "dedup-guest-ram.h"
+#include "dedup-nodes.h"
 
 #define PAGE DEDUP_BLOCK_SIZE
 #define SIZE (2 * MiB)
 #define BLOCKS (SIZE / PAGE)
+#define SHARE_ALL "\"share\":\"all\","
 #define ZEROES 40               /* a block of zeroes */
 
 static char *dir, *sock;
+static const char *more;        /* options */
 static uint8_t *guest;          /* SIZE */
 static uint8_t *bytes;          /* what the base image holds */
 static GPid pid;
@@ -55,11 +56,12 @@ static void setup(void)
     image = file("image");
     g_assert_true(g_file_set_contents(image, (char *)bytes, SIZE, NULL));
     pid = dedup_daemon_start(sock, "16M");
+    more = "";
 }
 
 static void teardown(void)
 {
-    const char *const names[] = { "image", "base", "overlay" };
+    const char *const names[] = { "image", "base", "overlay", "copy" };
     unsigned i;
 
     dedup_guest_ram_free();
@@ -75,28 +77,16 @@ static void teardown(void)
     g_free(bytes);
 }
 
-/* A filter node, as a device has it, over the node that @below describes. */
 static BlockBackend *G_GNUC_PRINTF(2, 3) open_over(bool write,
                                                    const char *below, ...)
 {
-    g_autofree char *child = NULL, *options = NULL;
-    BlockDriverState *bs;
-    BlockBackend *blk;
+    g_autofree char *child = NULL;
     va_list ap;
 
     va_start(ap, below);
     child = g_strdup_vprintf(below, ap);
     va_end(ap);
-    options = g_strdup_printf("json:{\"driver\":\"dedup-share\","
-                              "\"store\":\"linux\",\"socket\":\"%s\","
-                              "\"file\":%s}", sock, child);
-    blk = blk_new(qemu_get_aio_context(),
-                  BLK_PERM_CONSISTENT_READ | (write ? BLK_PERM_WRITE : 0),
-                  BLK_PERM_ALL);
-    bs = bdrv_open(options, NULL, NULL, write ? BDRV_O_RDWR : 0, &error_abort);
-    blk_insert_bs(blk, bs, &error_abort);
-    bdrv_unref(bs);
-    return blk;
+    return dedup_nodes_open(sock, more, write, child);
 }
 
 static BlockBackend *open_image(void)
@@ -105,16 +95,12 @@ static BlockBackend *open_image(void)
                      "\"file\",\"filename\":\"%s/image\"}}", dir);
 }
 
-static uint64_t get_stat(BlockBackend *blk, size_t offset)
+/* Of raw format, and the guest's own. */
+static BlockBackend *open_own(const char *name)
 {
-    DedupShareStats *s = dedup_share_stats(blk_bs(blk));
-    uint64_t value = *(int64_t *)((uint8_t *)s + offset);
-
-    qapi_free_DedupShareStats(s);
-    return value;
+    return open_over(true, "{\"driver\":\"raw\",\"file\":{\"driver\":"
+                     "\"file\",\"filename\":\"%s/%s\"}}", dir, name);
 }
-
-#define STAT(blk, name) get_stat(blk, offsetof(DedupShareStats, name))
 
 static uint64_t image_bytes(BlockBackend *blk)
 {
@@ -419,6 +405,207 @@ static void test_offset(void)
     teardown();
 }
 
+/* --- tests: share=all ----------------------------------------------------- */
+
+static void copy_image(void)
+{
+    g_autofree char *copy = file("copy");
+
+    g_assert_true(g_file_set_contents(copy, (char *)bytes, SIZE, NULL));
+}
+
+/* Equal blocks of images that guests write to are one frame. */
+static void test_copies(void)
+{
+    BlockBackend *a, *b;
+    unsigned i;
+
+    setup();
+    copy_image();
+    more = SHARE_ALL;
+    a = open_own("image");
+    read_now(a, 0, SIZE);
+    g_assert_cmpint(STAT(a, blocks_matched), ==, 0);
+    g_assert_cmpint(STAT(a, blocks_given), ==, BLOCKS - 1);
+    b = open_own("copy");
+    read_now(b, 0, SIZE);
+    g_assert_cmpint(STAT(b, blocks_matched), ==, BLOCKS - 1);
+    g_assert_cmpint(STAT(b, blocks_given), ==, BLOCKS - 1);
+    g_assert_cmpint(image_bytes(b), ==, SIZE);
+    /* what one writes is not the other's */
+    write_now(b, 7 * PAGE, 3 * PAGE);
+    read_now(b, 0, SIZE);
+    for (i = 0; i < 100; i++) {
+        int64_t at = g_test_rand_int_range(0, BLOCKS) * PAGE;
+
+        write_now(b, at, PAGE / 2);
+        read_now(b, at & ~(64 * KiB - 1), 64 * KiB);
+    }
+    read_now(b, 0, SIZE);
+    blk_unref(a);
+    blk_unref(b);
+    teardown();
+}
+
+/* By default they are the guests' own. */
+static void test_not_put(void)
+{
+    BlockBackend *a;
+
+    setup();
+    a = open_own("image");
+    read_now(a, 0, SIZE);
+    g_assert_cmpint(STAT(a, bytes_passed), ==, SIZE);
+    g_assert_cmpint(STAT(a, bytes_filled), ==, 0);
+    blk_unref(a);
+    teardown();
+}
+
+/* Where no place in a file is known, or the daemon may not read it. */
+static void test_put_filtered(void)
+{
+    BlockBackend *a, *b;
+
+    setup();
+    more = SHARE_ALL;
+    a = open_image();
+    b = open_over(false, "{\"driver\":\"raw\",\"file\":{\"driver\":"
+                  "\"blkdebug\",\"image\":{\"driver\":\"file\","
+                  "\"filename\":\"%s/image\"}}}", dir);
+    read_now(a, 0, SIZE / 2);           /* leased, and read by the daemon */
+    g_assert_cmpint(STAT(a, blocks_matched), ==, 0);
+    read_now(b, 0, SIZE);
+    g_assert_cmpint(STAT(b, blocks_matched), ==, BLOCKS / 2 - 1);
+    g_assert_cmpint(STAT(b, blocks_given), ==, BLOCKS - 1);
+    blk_unref(a);
+    blk_unref(b);
+    teardown();
+}
+
+/* An overlay's blocks are put, its base's are asked for. */
+static void test_put_overlay(void)
+{
+    BlockBackend *blk;
+    unsigned i;
+
+    setup();
+    more = SHARE_ALL;
+    create("base", "qcow2", NULL);
+    blk = open_plain("base");
+    memset(bytes, 0, SIZE);
+    write_now(blk, 0, SIZE / 2);
+    blk_unref(blk);
+    create("overlay", "qcow2", "base");
+    blk = open_overlay();
+    for (i = 0; i < 16; i++) {
+        write_now(blk, i * 128 * KiB, 64 * KiB);
+    }
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, blocks_missed), ==, (8 + 16) * 16);
+    g_assert_cmpint(STAT(blk, bytes_passed), ==, SIZE - (8 + 16) * 64 * KiB);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, blocks_hit), ==, 8 * 16);
+    blk_unref(blk);
+    teardown();
+}
+
+static void test_encrypted(void)
+{
+    BlockBackend *blk;
+
+    setup();
+    more = SHARE_ALL;
+    blk = open_own("image");
+    blk_bs(blk)->file->bs->file->bs->encrypted = true;
+    blk_drain(blk);                     /* the layers are looked at anew */
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, bytes_passed), ==, SIZE);
+    more = SHARE_ALL "\"share-encrypted\":true,";
+    blk_unref(blk);
+    blk = open_own("image");
+    blk_bs(blk)->file->bs->file->bs->encrypted = true;
+    blk_drain(blk);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, blocks_given), ==, BLOCKS - 1);
+    blk_unref(blk);
+    teardown();
+}
+
+/* The bytes that were read stay right, whatever becomes of the daemon. */
+static void test_put_killed(void)
+{
+    BlockBackend *blk;
+
+    setup();
+    more = SHARE_ALL;
+    blk = open_own("image");
+    read_now(blk, 0, SIZE / 2);
+    kill(pid, SIGSTOP);
+    read_now(blk, 0, SIZE);             /* waits for the limit, once */
+    g_assert_cmpint(STAT(blk, blocks_given), <, BLOCKS);
+    kill(pid, SIGCONT);
+    do {
+        read_now(blk, 0, SIZE);
+    } while (STAT(blk, blocks_given) < 2 * BLOCKS);
+    dedup_daemon_end(pid, sock, SIGKILL);
+    read_now(blk, 0, SIZE);
+    pid = dedup_daemon_start(sock, "16M");
+    blk_unref(blk);
+    teardown();
+}
+
+/* Every block of the image is another one then. */
+static void change_image(BlockBackend *blk)
+{
+    static uint64_t stamp;
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, bytes, SIZE);
+    unsigned i;
+    int ret = 1;
+
+    for (i = 0; i < BLOCKS; i++) {
+        *(uint64_t *)(bytes + i * PAGE) = ++stamp;
+    }
+    blk_aio_pwritev(blk, 0, &qiov, 0, request_done, &ret);
+    while (ret > 0) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    g_assert_cmpint(ret, ==, 0);
+}
+
+/* Content that nobody else has is put less and less; until some matches. */
+static void test_back_off(void)
+{
+    BlockBackend *blk;
+    uint64_t before;
+    unsigned i;
+
+    setup();
+    more = SHARE_ALL;
+    blk = open_own("image");
+    for (i = 0; i < 512; i++) {         /* the patience */
+        g_assert_cmpint(NOT_GIVEN(blk, unmatched), ==, 0);
+        change_image(blk);
+        read_now(blk, 0, SIZE);
+    }
+    for (i = 0; i < 16 * 16; i++) {
+        change_image(blk);
+        read_now(blk, 0, SIZE);
+    }
+    before = NOT_GIVEN(blk, unmatched);
+    change_image(blk);
+    read_now(blk, 0, SIZE);
+    /* a request is a part of 64 blocks here */
+    g_assert_cmpint(NOT_GIVEN(blk, unmatched), >=, before + BLOCKS / 16 * 14);
+    g_assert_cmpint(NOT_GIVEN(blk, unmatched), <, before + BLOCKS);
+    do {                                /* what is put matches, by and by */
+        before = NOT_GIVEN(blk, unmatched);
+        read_now(blk, 0, SIZE);
+        g_usleep(1000);                 /* the store was full */
+    } while (NOT_GIVEN(blk, unmatched) > before);
+    blk_unref(blk);
+    teardown();
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -438,5 +625,12 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/asked/filtered", test_filtered);
     g_test_add_func("/dedup/asked/throttled", test_throttled);
     g_test_add_func("/dedup/asked/offset", test_offset);
+    g_test_add_func("/dedup/put/copies", test_copies);
+    g_test_add_func("/dedup/put/base", test_not_put);
+    g_test_add_func("/dedup/put/filtered", test_put_filtered);
+    g_test_add_func("/dedup/put/overlay", test_put_overlay);
+    g_test_add_func("/dedup/put/encrypted", test_encrypted);
+    g_test_add_func("/dedup/put/killed", test_put_killed);
+    g_test_add_func("/dedup/put/back-off", test_back_off);
     return g_test_run();
 }

@@ -73,7 +73,9 @@ static void teardown(void)
 
 static DedupClient *get(void)
 {
-    return dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS,
+    bool absent;
+
+    return dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS, &absent,
                             &error_abort);
 }
 
@@ -452,11 +454,13 @@ static void test_killed(void)
 static void test_stopped(void)
 {
     DedupClient *c;
+    bool absent;
     Ask q;
 
     setup();
     start_daemon("16M");
-    c = dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, 300, &error_abort);
+    c = dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, 300, &absent,
+                         &error_abort);
     kill(daemon_pid, SIGSTOP);
     put(&q, c, bytes, 4);
     check_all(&q.a, DEDUP_ANSWER_FAILED);
@@ -704,6 +708,7 @@ static void test_wrong_answers(void)
 static void test_wrong_welcomes(void)
 {
     Error *err = NULL;
+    bool absent;
     unsigned i;
 
     setup();
@@ -752,7 +757,8 @@ static void test_wrong_welcomes(void)
         }
         listen_for(&sc);
         g_assert_null(dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS,
-                                       &err));
+                                       &absent, &err));
+        g_assert_false(absent);
         g_assert_true(g_str_has_prefix(error_get_pretty(err), "socket: "));
         error_free(err);
         err = NULL;
@@ -768,10 +774,12 @@ static void test_wrong_welcomes(void)
 static void test_nobody(void)
 {
     Error *err = NULL;
+    bool absent;
 
     setup();
     g_assert_null(dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS,
-                                   &err));
+                                   &absent, &err));
+    g_assert_true(absent);
     g_assert_nonnull(strstr(error_get_pretty(err), "no store daemon listens"));
     error_free(err);
     teardown();

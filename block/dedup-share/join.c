@@ -1,0 +1,244 @@
+/*
+ * dedup-share: which store a node's options mean
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "dedup-store/socket.h"
+#include "qapi/error.h"
+#include "qemu/error-report.h"
+#include "join.h"
+#include "start.h"
+
+/* Has this program no guest, as qemu-img has none? */
+static bool is_tool(void)
+{
+    int kind;
+
+    for (kind = 0; kind < DEDUP_SHARE_STORE__MAX; kind++) {
+        if (dedup_store_find(kind)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The store for @kind, which may be auto, if it works.  NULL with *errp set. */
+static const DedupStoreOps *find_store(DedupShareStore kind, Error **errp)
+{
+    static const DedupShareStore kinds[] = {
+        DEDUP_SHARE_STORE_XEN, DEDUP_SHARE_STORE_LINUX,
+    };
+    const DedupStoreOps *ops = NULL;
+    int i;
+
+    if (kind != DEDUP_SHARE_STORE_AUTO) {
+        ops = dedup_store_find(kind);
+    }
+    for (i = 0; kind == DEDUP_SHARE_STORE_AUTO && i < ARRAY_SIZE(kinds); i++) {
+        ops = dedup_store_find(kinds[i]);
+        if (ops && ops->applies()) {
+            break;
+        }
+        ops = NULL;
+    }
+    if (!ops) {
+        error_setg(errp, "store: this program has no Xen store; it needs a "
+                   "QEMU system emulator built with Xen support, running as "
+                   "a Xen guest's device model; use store=off elsewhere");
+        return NULL;
+    }
+    return ops->probe(errp) ? ops : NULL;
+}
+
+/* Join the group that @o names.  NULL with *errp set if that cannot be. */
+static DedupGroup *join_group(const DedupShareOptions *o, Error **errp)
+{
+    DedupGroupConfig config = {
+        .name = o->group, .root = o->index_dir ?: DEDUP_INDEX_DIR_DEFAULT,
+        .has_size = o->has_size, .size = o->size,
+        .store = DEDUP_SHARE_STORE_XEN,
+    };
+    DedupGroup *g;
+
+    if (o->socket || o->share || o->share_encrypted) {
+        error_setg(errp, "%s: only the Linux store has a store daemon; leave "
+                   "it out", o->socket ? "socket" : "share");
+        return NULL;
+    }
+    if (!dedup_group_check(&config, errp)) {
+        return NULL;
+    }
+    g = dedup_group_get(&config, errp);
+    if (g && o->admission == DEDUP_SHARE_ADMISSION_SECOND_READ &&
+        !dedup_seen_open(&g->seen, g->dir.fd, g->index.nframes, errp)) {
+        dedup_group_put(g);
+        g = NULL;
+    }
+    return g;
+}
+
+/* --- with a store daemon --------------------------------------------------- */
+
+static bool check_options(const DedupShareOptions *o, Error **errp)
+{
+    if (o->index_dir) {
+        error_setg(errp, "index-dir: the Linux store has none; leave it out, "
+                   "and name the store daemon's socket by socket, if need be");
+        return false;
+    }
+    if (o->has_size && (!o->size || o->size % DEDUP_BLOCK_SIZE)) {
+        error_setg(errp, "store-size: %" PRIu64 " is not a multiple of %d "
+                   "greater than 0", o->size, DEDUP_BLOCK_SIZE);
+        return false;
+    }
+    return dedup_group_name_ok(o->group, errp);
+}
+
+/* The daemon that is there has to be as @o says. */
+static bool check_size(const DedupShareOptions *o, DedupClient *c, Error **errp)
+{
+    uint64_t asked = dedup_client_asked_size(c);
+
+    if (!o->has_size || o->size == asked) {
+        return true;
+    }
+    if (asked) {
+        error_setg(errp, "store-size: the store daemon of group '%s' was "
+                   "started with %" PRIu64 "; say the same, or nothing",
+                   o->group, asked);
+    } else {
+        error_setg(errp, "store-size: the store daemon of group '%s' was "
+                   "started without a size, and has %" PRIu64 "; say nothing",
+                   o->group, dedup_client_store_size(c));
+    }
+    return false;
+}
+
+/* Another QEMU may have started it: it has until @deadline to listen. */
+static DedupClient *wait_for_daemon(const DedupShareOptions *o,
+                                    const char *socket, int64_t deadline)
+{
+    DedupClient *c;
+    bool absent;
+
+    do {
+        c = dedup_client_get(socket, DEDUP_STORE_KIND_LINUX,
+                             o->timeout * 1000, &absent, NULL);
+        if (!c && absent) {
+            g_usleep(10 * 1000);
+        }
+    } while (!c && absent && g_get_monotonic_time() < deadline);
+    return c;
+}
+
+static DedupClient *start_daemon(const DedupShareOptions *o,
+                                 const char *socket, Error **errp)
+{
+    DedupClient *c;
+
+    if (!dedup_start_daemon(o->group, socket, o->size, errp)) {
+        return NULL;
+    }
+    c = wait_for_daemon(o, socket, g_get_monotonic_time() + G_USEC_PER_SEC);
+    if (!c) {
+        error_setg(errp, "socket: the store daemon that was started does not "
+                   "listen at '%s'", socket);
+    }
+    return c;
+}
+
+/*
+ * Become a client of the group's store daemon.  @ops is NULL in a program
+ * without a guest.  NULL with *errp set.
+ */
+static DedupClient *join_daemon(const DedupShareOptions *o,
+                                const DedupStoreOps *ops, Error **errp)
+{
+    g_autofree char *socket = o->socket ? g_strdup(o->socket)
+                                        : dedup_socket_path(o->group);
+    bool absent = false;
+    Error *err = NULL;
+    DedupClient *c;
+
+    if (!check_options(o, errp)) {
+        return NULL;
+    }
+    c = dedup_client_get(socket, DEDUP_STORE_KIND_LINUX, o->timeout * 1000,
+                         &absent, &err);
+    if (!c && absent && ops && ops->is_starting && ops->is_starting()) {
+        error_free(err);
+        err = NULL;
+        c = start_daemon(o, socket, &err);
+    }
+    error_propagate(errp, err);
+    if (c && !check_size(o, c, errp)) {
+        dedup_client_put(c);
+        c = NULL;
+    }
+    return c;
+}
+
+/* --- either ----------------------------------------------------------------- */
+
+/* Warn of @reason, unless that was the last thing said. */
+static void warn_once(const char *reason)
+{
+    static char *last;
+
+    if (g_strcmp0(last, reason)) {
+        g_free(last);
+        last = g_strdup(reason);
+        warn_report("dedup-share: nothing will be shared: %s", reason);
+    }
+}
+
+static bool try_join(const DedupShareOptions *o, DedupGroup **group,
+                     DedupClient **client, Error **errp)
+{
+    const DedupStoreOps *ops;
+
+    if (o->x_copy) {
+        *client = join_daemon(o, NULL, errp);
+        return *client;
+    }
+    ops = find_store(o->store, errp);
+    if (!ops) {
+        return false;
+    }
+    if (ops->kind == DEDUP_SHARE_STORE_XEN) {
+        *group = join_group(o, errp);
+    } else {
+        *client = join_daemon(o, ops, errp);
+    }
+    return *group || *client;
+}
+
+bool dedup_join(const DedupShareOptions *o, DedupGroup **group,
+                DedupClient **client, char **reason, Error **errp)
+{
+    Error *err = NULL;
+
+    *group = NULL;
+    *client = NULL;
+    *reason = NULL;
+    if (o->store == DEDUP_SHARE_STORE_OFF) {
+        return true;
+    }
+    if (is_tool() && !o->x_copy) {
+        *reason = g_strdup("store: this program has no guest");
+        return true;
+    }
+    if (try_join(o, group, client, &err)) {
+        return true;
+    }
+    if (o->store != DEDUP_SHARE_STORE_AUTO) {
+        error_propagate(errp, err);
+        return false;
+    }
+    *reason = g_strdup(error_get_pretty(err));
+    warn_once(*reason);
+    error_free(err);
+    return true;
+}

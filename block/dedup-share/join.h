@@ -1,0 +1,22 @@
+/*
+ * dedup-share: which store a node's options mean
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef DEDUP_SHARE_JOIN_H
+#define DEDUP_SHARE_JOIN_H
+
+#include "node.h"
+
+/*
+ * Get what @o asks for: *group on Xen, *client of a store daemon on Linux, which
+ * may be started for that; or neither, with *reason unless @o says so.  What is
+ * got is the caller's.  False with *errp set if it cannot be, and must be.
+ *
+ * Main loop.
+ */
+bool dedup_join(const DedupShareOptions *o, DedupGroup **group,
+                DedupClient **client, char **reason, Error **errp);
+
+#endif /* DEDUP_SHARE_JOIN_H */
