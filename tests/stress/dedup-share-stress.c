@@ -3,15 +3,18 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- *   model DIR OPS SEED
- *       one process does random operations on disks of a group, with processes
- *       that are killed and files that are scribbled over
- *   kill DIR SECONDS SEED
+ *   model DIR OPS SEED, model-peers DIR OPS SEED
+ *       one process does random operations on disks of a group, with a store
+ *       daemon that is killed; or, with a store that its QEMUs keep themselves,
+ *       with processes that are killed and files that are scribbled over
+ *   kill DIR SECONDS SEED, kill-peers DIR SECONDS SEED
  *       16 processes do such operations in one group; every 50 ms one of them
- *       is killed, and another begins
+ *       is killed, and another begins; and so is the store daemon, if there is
+ *       one, each time that 20 were
  *
- * Both end with exit code 0 if no byte was wrong, no operation took longer than
- * a second (kill), and no slot is lost in the end.  DIR is on a tmpfs.
+ * All end with exit code 0 if no byte was wrong, no operation took longer than
+ * a second (kill), and nothing in the store is lost in the end.  DIR is on a
+ * tmpfs for the peers, and on a file system with leases for the daemon.
  */
 
 #include "qemu/osdep.h"
@@ -23,6 +26,7 @@
 #include "qemu/main-loop.h"
 #include "block/block-global-state.h"
 #include "block/dedup-share/reclaim.h"
+#include "../unit/dedup-guest-ram.h"
 #include "stress.h"
 
 static void init(void)
@@ -59,7 +63,8 @@ static bool all_slots_there(DedupGroup *g)
 
 /* --- model -------------------------------------------------------------- */
 
-static int run_model(const char *dir, uint64_t ops, uint32_t seed)
+static int run_model(const char *dir, const char *socket, uint64_t ops,
+                     uint32_t seed)
 {
     int64_t start = g_get_monotonic_time(), next = start;
     World w;
@@ -68,7 +73,10 @@ static int run_model(const char *dir, uint64_t ops, uint32_t seed)
     bool ok;
 
     stress_make_bases(dir);
-    world_init(&w, dir, 0, seed);
+    if (socket) {
+        stress_start_daemon(socket);
+    }
+    world_init(&w, dir, socket, 0, seed);
     for (i = 0; i < ops; i++) {
         world_step(&w, true);
         if (i % 256 == 0) {
@@ -86,6 +94,9 @@ static int run_model(const char *dir, uint64_t ops, uint32_t seed)
            seed);
     world_destroy(&w);
     print_done(&w);
+    if (socket) {
+        stress_end_daemon(socket, SIGTERM);
+    }
     return !ok;
 }
 
@@ -123,14 +134,15 @@ static void on_term(int sig)
     qatomic_set(&stopping, true);
 }
 
-static int run_worker(const char *dir, unsigned number, uint32_t seed)
+static int run_worker(const char *dir, const char *socket, unsigned number,
+                      uint32_t seed)
 {
     Pulse *p = map_pulses(dir) + number;
     World w;
 
     sigaction(SIGTERM, &(struct sigaction) { .sa_handler = on_term }, NULL);
     qatomic_set(&p->began, 0);
-    world_init(&w, dir, number, seed);
+    world_init(&w, dir, socket, number, seed);
     while (!qatomic_read(&stopping)) {
         int64_t start = g_get_monotonic_time(), took;
 
@@ -146,12 +158,14 @@ static int run_worker(const char *dir, unsigned number, uint32_t seed)
     return 0;
 }
 
+static char *program;           /* as it was called */
+
 typedef struct Killer {
-    const char *dir;
+    const char *dir, *socket;
     Pulse *pulses;
     pid_t pids[WORKERS];
     GRand *rand;
-    unsigned kills, stalls, failures;
+    unsigned kills, daemon_kills, stalls, failures;
 } Killer;
 
 static void start_worker(Killer *k, unsigned i)
@@ -159,7 +173,9 @@ static void start_worker(Killer *k, unsigned i)
     g_autofree char *number = g_strdup_printf("%u", i);
     g_autofree char *seed = g_strdup_printf("%u", g_rand_int(k->rand));
     char *argv[] = {
-        (char *)"stress", (char *)"worker", (char *)k->dir, number, seed, NULL,
+        program,
+        (char *)(k->socket ? "worker" : "worker-peers"), (char *)k->dir,
+        number, seed, NULL,
     };
 
     qatomic_set(&k->pulses[i].began, 0);
@@ -232,15 +248,44 @@ static void report(Killer *k)
         ops += k->pulses[i].ops;
         longest = MAX(longest, k->pulses[i].longest);
     }
-    printf("kill-test: %u kills, %" PRIu64 " operations, the longest %"
-           PRId64 " ms, %u stalls, %u failures\n", k->kills, ops,
+    printf("kill-test: %u kills, %u of the store daemon, %" PRIu64 " operations, the longest %"
+           PRId64 " ms, %u stalls, %u failures\n", k->kills, k->daemon_kills, ops,
            longest / 1000, k->stalls, k->failures);
 }
 
-static int run_kill(const char *dir, unsigned seconds, uint32_t seed)
+/* All clients have ended: the daemon knows it, after a moment. */
+static bool nothing_is_held(const char *socket)
+{
+    g_autofree char *command = g_strdup_printf(
+        "%s/../../dedup-store/qemu-dedup-store status --json --socket %s",
+        g_test_get_dir(G_TEST_BUILT), socket);
+    unsigned i;
+
+    for (i = 0; i < 50; i++) {
+        g_autofree char *text = NULL;
+
+        if (g_spawn_command_line_sync(command, &text, NULL, NULL, NULL) &&
+            strstr(text, "\"frames-used\": 0")) {
+            return true;
+        }
+        g_usleep(100 * 1000);
+    }
+    printf("FAILED: the store daemon has frames in use for nobody\n");
+    return false;
+}
+
+static void kill_daemon(Killer *k)
+{
+    stress_end_daemon(k->socket, SIGKILL);
+    k->daemon_kills++;
+    stress_start_daemon(k->socket);
+}
+
+static int run_kill(const char *dir, const char *socket, unsigned seconds,
+                    uint32_t seed)
 {
     Killer k = {
-        .dir = dir, .pulses = map_pulses(dir),
+        .dir = dir, .socket = socket, .pulses = map_pulses(dir),
         .rand = g_rand_new_with_seed(seed),
     };
     int64_t end = g_get_monotonic_time() + (int64_t)seconds * G_USEC_PER_SEC;
@@ -249,7 +294,10 @@ static int run_kill(const char *dir, unsigned seconds, uint32_t seed)
     bool ok;
 
     stress_make_bases(dir);
-    world_init(&w, dir, WORKERS, seed);         /* also a member */
+    if (socket) {
+        stress_start_daemon(socket);
+    }
+    world_init(&w, dir, socket, WORKERS, seed);         /* also a member */
     for (i = 0; i < WORKERS; i++) {
         start_worker(&k, i);
     }
@@ -257,6 +305,9 @@ static int run_kill(const char *dir, unsigned seconds, uint32_t seed)
         g_usleep(KILL_US);
         look_for_stalls(&k);
         kill_one(&k);
+        if (socket && k.kills % 20 == 0) {
+            kill_daemon(&k);
+        }
         if (k.kills % 200 == 0) {
             report(&k);
         }
@@ -268,28 +319,38 @@ static int run_kill(const char *dir, unsigned seconds, uint32_t seed)
     for (i = 0; i < WORKERS; i++) {
         reap(&k, i, 0);
     }
-    ok = all_slots_there(dedup_group_find(GROUP));
+    ok = socket || all_slots_there(dedup_group_find(GROUP));
     report(&k);
     world_destroy(&w);
+    if (socket) {
+        dedup_guest_ram_free();
+        ok = nothing_is_held(socket);
+        stress_end_daemon(socket, SIGTERM);
+    }
     return !ok || k.failures || k.stalls;
 }
 
 int main(int argc, char **argv)
 {
+    g_autofree char *sock = NULL;
+    const char *socket;
     uint64_t n, seed;
 
+    program = argv[0];
+    g_test_init(&argc, &argv, NULL);
     init();
     if (argc != 5 || qemu_strtou64(argv[3], NULL, 0, &n) ||
         qemu_strtou64(argv[4], NULL, 0, &seed)) {
-        /* usage */
-    } else if (!strcmp(argv[1], "model")) {
-        return run_model(argv[2], n, seed);
-    } else if (!strcmp(argv[1], "kill")) {
-        return run_kill(argv[2], n, seed);
-    } else if (!strcmp(argv[1], "worker")) {
-        return run_worker(argv[2], n, seed);
+        fprintf(stderr, "usage: see the head of tests/stress/"
+                "dedup-share-stress.c\n");
+        return 2;
     }
-    fprintf(stderr, "usage: see the head of tests/stress/"
-            "dedup-share-stress.c\n");
-    return 2;
+    sock = g_build_filename(argv[2], "sock", NULL);
+    socket = g_str_has_suffix(argv[1], "-peers") ? NULL : sock;
+    if (g_str_has_prefix(argv[1], "model")) {
+        return run_model(argv[2], socket, n, seed);
+    } else if (g_str_has_prefix(argv[1], "kill")) {
+        return run_kill(argv[2], socket, n, seed);
+    }
+    return run_worker(argv[2], socket, n, seed);
 }

@@ -19,10 +19,11 @@
 
 #define DISKS 4
 #define BASES 3
-#define DISK_BLOCKS 192
+/* The store daemon takes no image below 1 MiB. */
+#define DISK_BLOCKS 264
 #define GUEST_PAGES 512
 /* Less than the disks have blocks: there is always something to evict. */
-#define STORE_FRAMES 320
+#define STORE_FRAMES 420
 
 typedef struct Disk {
     char *file;
@@ -37,6 +38,7 @@ typedef struct Disk {
 typedef struct World {
     const char *dir;
     char *index_dir;
+    const char *socket;         /* of a store daemon; NULL: they have none */
     unsigned number;            /* of the process */
     GRand *rand;
     uint8_t *guest;
@@ -49,10 +51,18 @@ typedef struct World {
 
 extern const char *const stress_kinds[16];
 
-/* Make the base images in @dir, which is on a tmpfs. */
+/*
+ * Make the base images in @dir, which is on a tmpfs, or with a store daemon, on a
+ * file system with leases.
+ */
 void stress_make_bases(const char *dir);
 
-void world_init(World *w, const char *dir, unsigned number, uint32_t seed);
+/* The store daemon that listens at @socket, of this program's build. */
+void stress_start_daemon(const char *socket);
+void stress_end_daemon(const char *socket, int signal);
+
+void world_init(World *w, const char *dir, const char *socket, unsigned number,
+                uint32_t seed);
 void world_destroy(World *w);
 
 /*

@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/bitops.h"
+#include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
@@ -14,6 +15,8 @@
 #include "block/dedup-share/linux.h"
 #include "block/dedup-share/reclaim.h"
 #include "block/dedup-share/stats.h"
+#include "qapi/qapi-commands-dedup-share.h"
+#include "../unit/dedup-daemon.h"
 #include "../unit/dedup-guest-ram.h"
 #include "stress.h"
 
@@ -51,6 +54,11 @@ static void make_content(uint8_t *page, uint32_t number)
     for (i = 0; i < PAGE / sizeof(*p); i++) {
         p[i] = number * 0x9e3779b97f4a7c15ULL * (i + 1);
     }
+}
+
+static unsigned rnd(World *w, unsigned n)
+{
+    return g_rand_int_range(w->rand, 0, n);
 }
 
 static char *base_path(const char *dir, unsigned i)
@@ -107,20 +115,46 @@ static void disk_make(World *w, Disk *d, unsigned i)
     }
 }
 
+/* The store daemon may just have been killed. */
+static BlockDriverState *open_node(World *w, const char *name)
+{
+    BlockDriverState *bs;
+    Error *err = NULL;
+
+    while (true) {
+        bs = bdrv_open(name, NULL, NULL, BDRV_O_RDWR | BDRV_O_RESIZE |
+                                         BDRV_O_UNMAP, &err);
+        if (bs) {
+            return bs;
+        }
+        if (!w->socket || !strstr(error_get_pretty(err), "socket: ")) {
+            error_report_err(err);
+            abort();
+        }
+        error_free(err);
+        err = NULL;
+        g_usleep(1000);
+    }
+}
+
 static void disk_open(World *w, Disk *d)
 {
     g_autofree char *image =
         g_strdup_printf("\"driver\":\"file\",\"aio\":\"%s\","
                         "\"filename\":\"%s\"", STRESS_AIO, d->file);
+    g_autofree char *store = w->socket ?
+        g_strdup_printf("\"store\":\"linux\",\"socket\":\"%s\","
+                        "\"share\":\"%s\"", w->socket,
+                        rnd(w, 3) ? "all" : "base") :
+        g_strdup_printf("\"store\":\"xen\",\"index-dir\":\"%s\","
+                        "\"store-size\":%u", w->index_dir,
+                        STORE_FRAMES * PAGE);
     g_autofree char *name =
         g_strdup_printf("json:{\"driver\":\"dedup-share\",\"group\":\"" GROUP
-                        "\",\"store\":\"linux\",\"index-dir\":\"%s\","
-                        "\"store-size\":%u,\"admission\":\"%s\","
+                        "\",%s,\"admission\":\"%s\","
                         "\"file\":{\"driver\":\"%s\",\"discard\":\"unmap\","
                         "\"file\":{%s,\"discard\":\"unmap\"}}}",
-                        w->index_dir, STORE_FRAMES * PAGE,
-                        g_rand_int_range(w->rand, 0, 4) ? "first-read"
-                                                        : "second-read",
+                        store, rnd(w, 4) ? "first-read" : "second-read",
                         d->qcow2 ? "qcow2" : "raw", image);
     BlockDriverState *bs;
 
@@ -128,8 +162,7 @@ static void disk_open(World *w, Disk *d)
     d->blk = blk_new(qemu_get_aio_context(), BLK_PERM_CONSISTENT_READ |
                      BLK_PERM_WRITE | BLK_PERM_RESIZE,
                      BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE_UNCHANGED);
-    bs = bdrv_open(name, NULL, NULL, BDRV_O_RDWR | BDRV_O_RESIZE |
-                                     BDRV_O_UNMAP, &error_abort);
+    bs = open_node(w, name);
     blk_insert_bs(d->blk, bs, &error_abort);
     bdrv_unref(bs);
 }
@@ -163,11 +196,6 @@ static void disk_close(World *w, Disk *d)
 
 /* --- operations --------------------------------------------------------- */
 
-static unsigned rnd(World *w, unsigned n)
-{
-    return g_rand_int_range(w->rand, 0, n);
-}
-
 static Disk *any_disk(World *w)
 {
     return &w->disks[rnd(w, DISKS)];
@@ -185,6 +213,25 @@ static bool any_part(World *w, Disk *d, unsigned most, uint64_t *at,
     }
     *at = rnd(w, units) * unit;
     *bytes = MIN((1 + rnd(w, most)) * unit, d->size - *at);
+    return true;
+}
+
+/*
+ * A part that may change.  With a store daemon half of an overlay never does:
+ * what it leaves to its base is found by its place there.
+ */
+static bool any_part_to_change(World *w, Disk *d, unsigned most, uint64_t *at,
+                               uint64_t *bytes)
+{
+    uint64_t end = DISK_BLOCKS * PAGE / 2;
+
+    if (!any_part(w, d, most, at, bytes)) {
+        return false;
+    }
+    if (w->socket && d->qcow2 && *at + *bytes > end) {
+        *at = *at % end;
+        *bytes = MIN(*bytes, end - *at);
+    }
     return true;
 }
 
@@ -284,7 +331,7 @@ static void do_write(World *w)
     uint64_t at, bytes, i;
     uint8_t page[PAGE];
 
-    if (!any_part(w, d, 4, &at, &bytes)) {
+    if (!any_part_to_change(w, d, 4, &at, &bytes)) {
         return;
     }
     for (i = 0; i < bytes; i += PAGE) {
@@ -300,7 +347,7 @@ static void do_zeroes(World *w)
     Disk *d = any_disk(w);
     uint64_t at, bytes;
 
-    if (any_part(w, d, 16, &at, &bytes)) {
+    if (any_part_to_change(w, d, 16, &at, &bytes)) {
         memset(d->bytes + at, 0, bytes);
         g_assert_cmpint(blk_pwrite_zeroes(d->blk, at, bytes,
                                           rnd(w, 2) ? BDRV_REQ_MAY_UNMAP : 0),
@@ -315,7 +362,7 @@ static void do_discard(World *w)
     g_autofree uint8_t *buf = NULL;
     uint64_t at, bytes;
 
-    if (any_part(w, d, 16, &at, &bytes)) {
+    if (any_part_to_change(w, d, 16, &at, &bytes)) {
         buf = g_malloc(bytes);
         blk_pdiscard(d->blk, at, bytes, 0);
         g_assert_cmpint(blk_pread(d->blk, at, bytes, buf, 0), ==, 0);
@@ -336,6 +383,9 @@ static void do_resize(World *w)
     Disk *d = any_disk(w);
     uint64_t size = (1 + rnd(w, DISK_BLOCKS * 8)) * 512;
 
+    if (w->socket && d->qcow2) {
+        return;
+    }
     if (blk_truncate(d->blk, size, false, PREALLOC_MODE_OFF, 0, NULL) < 0) {
         return;
     }
@@ -393,7 +443,9 @@ static void do_evict(World *w)
 {
     DedupGroup *g = dedup_group_find(GROUP);
 
-    if (g) {
+    if (w->socket && !rnd(w, 500)) {
+        qmp_dedup_share_reclaim(GROUP, NULL);   /* for five seconds */
+    } else if (g) {
         dedup_trim_now(g);
         if (!rnd(w, 4)) {
             dedup_evict_all(g);
@@ -410,7 +462,20 @@ static void do_reopen(World *w)
     disk_open(w, d);
 }
 
-/* Another process of the group is killed in the middle of all that it does. */
+/* Not often: for a second the clients are without one. */
+static void kill_daemon(World *w)
+{
+    if (rnd(w, 50)) {
+        return;
+    }
+    stress_end_daemon(w->socket, rnd(w, 2) ? SIGKILL : SIGTERM);
+    stress_start_daemon(w->socket);
+}
+
+/*
+ * Another process of the group is killed in the middle of all that it does; or
+ * the store daemon is.
+ */
 static void do_kill(World *w)
 {
     DedupGroup *g = dedup_group_find(GROUP);
@@ -419,6 +484,10 @@ static void do_kill(World *w)
     uint32_t slots[8];
     unsigned i;
 
+    if (w->socket) {
+        kill_daemon(w);
+        return;
+    }
     if (!g || !dedup_holders_open(&other, g->dir.fd, STORE_FRAMES, true, false,
                                   NULL)) {
         return;                 /* also if that is damaged */
@@ -487,15 +556,36 @@ void world_step(World *w, bool alone)
     w->done[kind]++;
 }
 
-void world_init(World *w, const char *dir, unsigned number, uint32_t seed)
+static GPid daemon_pid;
+
+void stress_start_daemon(const char *socket)
 {
+    g_autofree char *size = g_strdup_printf("%u", STORE_FRAMES * (PAGE + 160));
+
+    daemon_pid = dedup_daemon_start(socket, size);
+}
+
+void stress_end_daemon(const char *socket, int signal)
+{
+    dedup_daemon_end(daemon_pid, socket, signal);
+}
+
+void world_init(World *w, const char *dir, const char *socket, unsigned number,
+                uint32_t seed)
+{
+    static DedupStoreOps store_ops;
     unsigned i;
 
     *w = (World) {
-        .dir = dir, .number = number, .rand = g_rand_new_with_seed(seed),
+        .dir = dir, .socket = socket, .number = number, .rand = g_rand_new_with_seed(seed),
         .index_dir = g_build_filename(dir, "index", NULL),
     };
-    dedup_store_register(&dedup_linux_store_ops);
+    store_ops = dedup_linux_store_ops;
+    if (!socket) {
+        /* QEMUs keep the store themselves, as they do on Xen */
+        store_ops.kind = DEDUP_SHARE_STORE_XEN;
+    }
+    dedup_store_register(&store_ops);
     w->guest = dedup_guest_ram_new(GUEST_PAGES * PAGE);
     for (i = 0; i < BASES; i++) {
         w->base_bytes[i] = g_malloc(DISK_BLOCKS * PAGE);
