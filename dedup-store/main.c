@@ -16,6 +16,7 @@
 #include "qemu-version.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
+#include "qemu/host-utils.h"
 #include "qemu/log.h"
 #include "qemu/module.h"
 #include "qemu/config-file.h"
@@ -218,7 +219,7 @@ static uint64_t parse_size(void)
 static uint64_t choose_size(uint64_t asked)
 {
     uint64_t memory = memory_limit_find("");
-    uint64_t most = memory / 100 * opts.most;
+    uint64_t most = muldiv64(memory, opts.most, 100);
     uint64_t size = asked ?: MIN(memory / 8, most);
     g_autofree char *text = NULL;
 
@@ -272,26 +273,28 @@ static void lock_socket(const char *path)
              ours.st_ino != there.st_ino);
 }
 
+/* Whoever sees the socket can connect: it gets its name when it listens. */
 static int listen_at(const char *path)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    g_autofree char *new = g_strconcat(path, ".new", NULL);
 
-    if (strlen(path) >= sizeof(addr.sun_path)) {
+    if (strlen(new) >= sizeof(addr.sun_path)) {
         error_report("--socket: '%s' is too long", path);
         exit(1);
     }
-    pstrcpy(addr.sun_path, sizeof(addr.sun_path), path);
+    pstrcpy(addr.sun_path, sizeof(addr.sun_path), new);
     if (opts.make_dir) {
         g_autofree char *dir = g_path_get_dirname(path);
 
         mkdir(dir, 0755);       /* if that fails, so does what follows */
     }
     lock_socket(path);
-    unlink(path);
+    unlink(new);
     umask(0117);                /* 0660: the directory says who may connect */
     if (fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ||
-        listen(fd, SOMAXCONN) < 0) {
+        listen(fd, SOMAXCONN) < 0 || rename(new, path) < 0) {
         error_report("--socket: cannot listen at '%s': %s", path,
                      strerror(errno));
         exit(1);
