@@ -220,6 +220,7 @@ BENCH = [
      "if have_block and config_host_data.get('CONFIG_DEDUP_SHARE')\n"
      "  foreach b : ['dedup-share-bench', 'dedup-share-index-bench']\n"
      "    executable(b, b + '.c', '../unit/dedup-guest-ram.c',\n"
+     "               '../unit/dedup-daemon.c',\n"
      "               dependencies: [qemuutil, block])\n"
      "  endforeach\n"
      "  dedup_fuse = dependency('fuse3', version: '>=3.12', required: false)\n"

@@ -39,3 +39,9 @@ def build(rev, cache):
                    env=dict(os.environ, CCACHE_DIR=os.environ.get(
                        'CCACHE_DIR', os.path.join(cache, 'ccache'))))
     return name, target
+
+
+def has(rev, path):
+    """Is there such a file in @rev?"""
+    return subprocess.run(['git', 'cat-file', '-e', f'{rev}:{path}'], cwd=ROOT,
+                          check=False, capture_output=True).returncode == 0

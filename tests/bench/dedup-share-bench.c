@@ -9,7 +9,7 @@
  *   io MODE ROUNDS OPS DEPTH SIZE IMAGE-SIZE NAME=HOW:FILENAME...
  *       time of a request and of the processor for it, in ns.  The targets take
  *       turns in each round.  MODE: hit (random, all was read before), miss
- *       (each block once, the group is new in each round), write.  HOW: give,
+ *       (each block once, the store is new in each round), write.  HOW: give,
  *       or copy: frames are not mapped.
  *   share N IMAGE-SIZE HOW:FILENAME
  *       N processes read all of an image, one after the other: processor
@@ -18,6 +18,9 @@
  *       N processes read at random, all at once
  *   ksm N IMAGE
  *       N processes have the image in mergeable memory, until stdin ends
+ *
+ * If the environment has DEDUP_SOCKET, a store daemon of the size DEDUP_SIZE
+ * listens there while it is needed.  Its processor time counts, too.
  */
 
 #include "qemu/osdep.h"
@@ -33,7 +36,9 @@
 #include "block/dedup-share/engine.h"
 #include "block/dedup-share/given.h"
 #include "block/dedup-share/linux.h"
+#include "block/dedup-share/stats.h"
 #include "system/block-backend.h"
+#include "../unit/dedup-daemon.h"
 #include "../unit/dedup-guest-ram.h"
 
 #define PAGE DEDUP_BLOCK_SIZE
@@ -44,24 +49,25 @@
 static uint8_t *guest;
 static size_t guest_size;
 
-/* The store, and the processor's time that its gives take. */
-static DedupStoreOps store_ops;
-static uint64_t give_ns;
+/* --- the store daemon ------------------------------------------------------ */
 
-static uint64_t thread_cpu(void)
+static GPid daemon_pid;         /* 0: none runs */
+
+static void daemon_begin(void)
 {
-    struct timespec t;
+    const char *socket = getenv("DEDUP_SOCKET");
 
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return t.tv_sec * 1000000000ULL + t.tv_nsec;
+    if (socket) {
+        daemon_pid = dedup_daemon_start(socket, getenv("DEDUP_SIZE"));
+    }
 }
 
-static void timed_give(DedupStore *s, DedupGive *gives, unsigned n)
+static void daemon_end(void)
 {
-    uint64_t start = thread_cpu();
-
-    dedup_linux_store_ops.give(s, gives, n);
-    give_ns += thread_cpu() - start;
+    if (daemon_pid) {
+        dedup_daemon_end(daemon_pid, getenv("DEDUP_SOCKET"), SIGKILL);
+        daemon_pid = 0;
+    }
 }
 
 static void init(size_t size)
@@ -91,13 +97,18 @@ static uint64_t wall(void)
     return t.tv_sec * 1000000000ULL + t.tv_nsec;
 }
 
-/* Of all threads: those that read files count, too. */
+/* Of all threads: those that read files count, too; and the store daemon's. */
 static uint64_t cpu(void)
 {
-    struct timespec t;
+    struct timespec t, other = { 0 };
+    clockid_t clock;
 
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return t.tv_sec * 1000000000ULL + t.tv_nsec;
+    if (daemon_pid && !clock_getcpuclockid(daemon_pid, &clock)) {
+        clock_gettime(clock, &other);
+    }
+    return (t.tv_sec + other.tv_sec) * 1000000000ULL + t.tv_nsec +
+           other.tv_nsec;
 }
 
 /* --- requests ------------------------------------------------------ */
@@ -155,7 +166,6 @@ static void target_open(Target *t, bool write)
     blk_set_allow_write_beyond_eof(t->blk, false);
 }
 
-/* Close it, and have the group forgotten. */
 static void target_close(Target *t)
 {
     blk_drain(t->blk);
@@ -257,6 +267,9 @@ static void bench_io(int argc, char **argv)
               .write = !strcmp(mode, "write") };
 
     init(64 * MiB);
+    if (!miss) {
+        daemon_begin();
+    }
     shuffle(&r, image);
     for (i = 0; i < n; i++) {
         target_parse(&t[i], argv[6 + i]);
@@ -274,17 +287,20 @@ static void bench_io(int argc, char **argv)
         j = (i / n + i) % n;                    /* another is the first */
         r.target = &t[j];
         if (miss) {
+            daemon_begin();
             target_open(&t[j], false);
         }
         ns = run(&r, depth, &cpu_ns);
         if (miss) {
             target_close(&t[j]);
+            daemon_end();
         }
         printf("%s %.1f %.1f\n", t[j].name, ns, cpu_ns);
     }
     for (i = 0; i < n && !miss; i++) {
         target_close(&t[i]);
     }
+    daemon_end();
     g_free(r.order);
 }
 
@@ -318,10 +334,10 @@ static void wait_for(int fd)
     }
 }
 
-static void wait_for_children(void)
+static void wait_for_children(int n)
 {
-    while (wait(NULL) > 0) {
-        continue;
+    while (n && wait(NULL) > 0) {
+        n--;
     }
 }
 
@@ -334,17 +350,15 @@ static void child_end(Target *t, int done, int end)
     exit(0);
 }
 
-/* Read all, once in order; print processor time, in all and for the gives. */
+/* Read all, once in order; print processor time, and the time of the gives. */
 static void share_child(Target *t, uint64_t image)
 {
     Run r = { .target = t, .size = 128 * KiB };
+    DedupShareStats *s;
     double cpu_ns;
     unsigned i;
 
     init(image);
-    store_ops = dedup_linux_store_ops;
-    store_ops.give = timed_give;
-    dedup_store_register(&store_ops);
     target_open(t, false);
     r.ops = r.norder = image / r.size;
     r.order = g_new(uint32_t, r.norder);
@@ -352,8 +366,10 @@ static void share_child(Target *t, uint64_t image)
         r.order[i] = i;
     }
     run(&r, 4, &cpu_ns);
-    printf("%.1f %" PRIu64 " %" PRIu64 "\n", cpu_ns * r.ops, give_ns,
-           count_shared());
+    s = dedup_share_stats(blk_bs(t->blk));
+    printf("%.1f %" PRIu64 " %" PRIu64 "\n", cpu_ns * r.ops,
+           s->store_stats->time_ns, count_shared());
+    qapi_free_DedupShareStats(s);
     fflush(stdout);
 }
 
@@ -383,6 +399,7 @@ static void bench_share(char **argv)
 
     target_parse(&t, argv[2]);
     g_assert(!pipe(end) && !pipe(done));
+    daemon_begin();
     for (i = 0; i < n; i++) {
         if (!fork()) {
             close(end[1]);
@@ -392,7 +409,8 @@ static void bench_share(char **argv)
         wait_for(done[0]);
     }
     close(end[1]);
-    wait_for_children();
+    wait_for_children(n);
+    daemon_end();
 }
 
 static void bench_crowd(char **argv)
@@ -403,6 +421,7 @@ static void bench_crowd(char **argv)
 
     target_parse(&t, argv[4]);
     g_assert(!pipe(ready) && !pipe(go) && !pipe(end));
+    daemon_begin();
     for (i = 0; i < n; i++) {
         if (!fork()) {
             close(go[1]);
@@ -418,7 +437,8 @@ static void bench_crowd(char **argv)
         wait_for(ready[0]);
     }
     close(end[1]);
-    wait_for_children();
+    wait_for_children(n);
+    daemon_end();
 }
 
 static void bench_ksm(char **argv)
@@ -446,11 +466,12 @@ static void bench_ksm(char **argv)
     }
     printf("ready\n");
     fflush(stdout);
-    wait_for_children();
+    wait_for_children(n);
 }
 
 int main(int argc, char **argv)
 {
+    g_test_init(&argc, &argv, NULL);
     if (argc > 7 && !strcmp(argv[1], "io")) {
         bench_io(argc - 2, argv + 2);
     } else if (argc == 5 && !strcmp(argv[1], "share")) {

@@ -25,7 +25,7 @@ FRAME, ZEROES, PENDING, ABSENT, SEEN_ONCE, NO_LEASE, FULL, FAILED, BUSY = \
 
 HEADER = struct.Struct('=IIQ')
 HELLO_BODY = struct.Struct('=IIIIII16s')
-WELCOME_BODY = struct.Struct('=IIIIQ16s16s')
+WELCOME_BODY = struct.Struct('=IIIIQQ16s16s')
 TWO = struct.Struct('=II')
 EXTENT = struct.Struct('=IIQ')
 ANSWER_BODY = struct.Struct('=IIQ')
@@ -73,7 +73,7 @@ class Client:
         self.frames = None
         self.send(hello or self.hello(token=token, **kwargs), fds)
         body, fds = self.expect(WELCOME)
-        (self.version, self.store, self.nslots, _, self.size, self.token,
+        (self.version, self.store, self.nslots, _, self.size, _, self.token,
          _) = WELCOME_BODY.unpack(body)
         if fds:
             self.frames = fds[0]
