@@ -736,11 +736,25 @@ static gboolean on_out(gint fd, GIOCondition condition, gpointer opaque)
     return G_SOURCE_CONTINUE;
 }
 
+/*
+ * GLib blocks a source while it is dispatched, unless it can recurse: ours does
+ * not, but each blocking wakes the main loop once more.
+ */
+static guint add_source(int fd, GIOCondition condition, GUnixFDSourceFunc fn,
+                        Client *c)
+{
+    g_autoptr(GSource) source = g_unix_fd_source_new(fd, condition);
+
+    g_source_set_callback(source, G_SOURCE_FUNC(fn), c, NULL);
+    g_source_set_can_recurse(source, true);
+    return g_source_attach(source, NULL);
+}
+
 /* While something waits to be sent, nothing is read. */
 static void watch(Client *c, bool full)
 {
     if (full && !c->out) {
-        c->out = g_unix_fd_add(c->fd, G_IO_OUT, on_out, c);
+        c->out = add_source(c->fd, G_IO_OUT, on_out, c);
         if (DO("backpressure")) {
             remove_source(&c->in);
         }
@@ -748,7 +762,7 @@ static void watch(Client *c, bool full)
         remove_source(&c->out);
     }
     if (!full && !c->in) {
-        c->in = g_unix_fd_add(c->fd, G_IO_IN | G_IO_HUP, on_in, c);
+        c->in = add_source(c->fd, G_IO_IN | G_IO_HUP, on_in, c);
     }
 }
 
@@ -821,6 +835,6 @@ void client_new(int fd)
                                           c->process);
     }
     server.nclients++;
-    c->in = g_unix_fd_add(fd, G_IO_IN | G_IO_HUP, on_in, c);
+    c->in = add_source(fd, G_IO_IN | G_IO_HUP, on_in, c);
     trace_dedup_store_connect(c->pid, c->uid);
 }

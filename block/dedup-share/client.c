@@ -29,11 +29,17 @@
 /* What became of a block, so far. */
 enum { NOTHING, PENDING, DECIDED };
 
+/* A coroutine that waits; on its stack. */
+typedef struct Waiter {
+    Coroutine *co;
+    QSIMPLEQ_ENTRY(Waiter) next;
+} Waiter;
+
 /* A message to the daemon; stays until its answer has come, if there is one. */
 typedef struct Request {
     enum { READ, PUT, LAYER, SAY } kind;
     uint64_t id;                /* READ, PUT: once it is sent */
-    Coroutine *co;              /* that waits; NULL: none does, any more */
+    Waiter *waiter;             /* NULL: none does, any more */
     int64_t since;              /* us: when it began to wait */
     union {
         DedupMsgHeader header;
@@ -56,6 +62,7 @@ typedef struct Request {
 
 typedef QTAILQ_HEAD(, Request) RequestList;
 
+
 struct DedupClient {
     char *path;
     DedupStoreKind kind;
@@ -63,6 +70,7 @@ struct DedupClient {
     unsigned refs;              /* main loop */
     QemuThread thread;
     EventNotifier wake;
+    QSIMPLEQ_HEAD(, Waiter) woken;      /* the thread's */
     bool stop;                  /* atomic */
     unsigned trims;             /* atomic: threads that trim */
     QLIST_ENTRY(DedupClient) next;
@@ -96,20 +104,32 @@ static void request_free(Request *r)
     g_free(r);
 }
 
-/* Its coroutine goes on, and does not touch it any more. */
-static void wake_up(Request *r)
+/* Its coroutine is to go on, and does not touch it any more. */
+static void wake_up(DedupClient *c, Request *r)
 {
-    Coroutine *co = r->co;
-
-    r->co = NULL;
+    if (r->waiter) {
+        QSIMPLEQ_INSERT_TAIL(&c->woken, r->waiter, next);
+    }
+    r->waiter = NULL;
     r->answers = NULL;
-    if (co) {
-        aio_co_wake(co);
+}
+
+/*
+ * Coroutines go on.  Without the lock: what they do first is to ask for more,
+ * in threads of their own, and these would wait for it.
+ */
+static void run_woken(DedupClient *c)
+{
+    Waiter *w;
+
+    while ((w = QSIMPLEQ_FIRST(&c->woken))) {
+        QSIMPLEQ_REMOVE_HEAD(&c->woken, next);
+        aio_co_wake(w->co);
     }
 }
 
 /* What is not decided has failed; nobody waits for it any more. */
-static void give_up(Request *r)
+static void give_up(DedupClient *c, Request *r)
 {
     unsigned i;
 
@@ -118,7 +138,7 @@ static void give_up(Request *r)
             r->answers->frames[i].answer = DEDUP_ANSWER_FAILED;
         }
     }
-    wake_up(r);
+    wake_up(c, r);
 }
 
 static void remove_sent(DedupClient *c, Request *r)
@@ -128,13 +148,13 @@ static void remove_sent(DedupClient *c, Request *r)
     request_free(r);
 }
 
-static void give_up_all(RequestList *list)
+static void give_up_all(DedupClient *c, RequestList *list)
 {
     Request *r;
 
     while ((r = QTAILQ_FIRST(list))) {
         QTAILQ_REMOVE(list, r, next);
-        give_up(r);
+        give_up(c, r);
         request_free(r);
     }
 }
@@ -266,7 +286,7 @@ static const char *on_answer(DedupClient *c, const DedupMsgAnswer *a,
         wrong = on_answer_block(c, r, a->first + i, &frames[i]);
     }
     if (!r->left) {
-        wake_up(r);
+        wake_up(c, r);
         remove_sent(c, r);
         send_all(c);
     }
@@ -306,7 +326,7 @@ static const char *on_layer_state(DedupClient *c, DedupMsgLayerState *m,
     }
     r = find_layer_request(c, m->layer);
     if (r) {
-        wake_up(r);
+        wake_up(c, r);
         remove_sent(c, r);
         send_all(c);
     }
@@ -464,7 +484,7 @@ static int try_connect(DedupClient *c, Error **errp)
     return 0;
 }
 
-static void disconnect(DedupClient *c, const char *why)
+static void forget_connection(DedupClient *c, const char *why)
 {
     unsigned i;
 
@@ -476,12 +496,18 @@ static void disconnect(DedupClient *c, const char *why)
     close(c->sock);
     c->sock = -1;
     c->nsent = 0;
-    give_up_all(&c->unsent);
-    give_up_all(&c->sent);
+    give_up_all(c, &c->unsent);
+    give_up_all(c, &c->sent);
     for (i = 0; i < DEDUP_LIMIT_LAYERS; i++) {
         c->layers[i] = NULL;
     }
     bitmap_zero(c->numbers, DEDUP_LIMIT_LAYERS);
+}
+
+static void disconnect(DedupClient *c, const char *why)
+{
+    forget_connection(c, why);
+    run_woken(c);
 }
 
 /* What has come; *why, if the connection is to end. */
@@ -500,12 +526,14 @@ static void receive_all(DedupClient *c, const char **why)
         if (got == -EAGAIN) {
             return;
         }
-        QEMU_LOCK_GUARD(&c->lock);
-        c->heard = g_get_monotonic_time();
-        c->silent = false;
-        *why = got > 0 ? handle(c, &m, got, fd) :
-               got == -EPROTO ? "a message that is too long" :
-               "the store daemon has ended it";
+        WITH_QEMU_LOCK_GUARD(&c->lock) {
+            c->heard = g_get_monotonic_time();
+            c->silent = false;
+            *why = got > 0 ? handle(c, &m, got, fd) :
+                   got == -EPROTO ? "a message that is too long" :
+                   "the store daemon has ended it";
+        }
+        run_woken(c);
     }
 }
 
@@ -515,8 +543,8 @@ static int64_t time_left(DedupClient *c, const Request *r, int64_t now)
     return MAX(r->since, c->heard) + c->limit - now;
 }
 
-/* Those that have waited too long wait no more.  us until the next one has. */
-static int64_t mind_limit(DedupClient *c)
+/* us until the next request has waited too long. */
+static int64_t end_waiting(DedupClient *c)
 {
     int64_t now = g_get_monotonic_time(), next = c->limit, left;
     Request *r, *after;
@@ -525,21 +553,21 @@ static int64_t mind_limit(DedupClient *c)
     QEMU_LOCK_GUARD(&c->lock);
     QTAILQ_FOREACH(r, &c->sent, next) {
         left = time_left(c, r, now);
-        if (r->co && left <= 0) {
-            give_up(r);
+        if (r->waiter && left <= 0) {
+            give_up(c, r);
             n++;
-        } else if (r->co) {
+        } else if (r->waiter) {
             next = MIN(next, left);
         }
     }
     QTAILQ_FOREACH_SAFE(r, &c->unsent, next, after) {
         left = time_left(c, r, now);
-        if (r->co && left <= 0) {
+        if (r->waiter && left <= 0) {
             QTAILQ_REMOVE(&c->unsent, r, next);
-            give_up(r);
+            give_up(c, r);
             request_free(r);
             n++;
-        } else if (r->co) {
+        } else if (r->waiter) {
             next = MIN(next, left);
         }
     }
@@ -548,6 +576,15 @@ static int64_t mind_limit(DedupClient *c)
         trace_dedup_client_silent(c->path, n);
     }
     return next;
+}
+
+/* Those that have waited too long wait no more. */
+static int64_t mind_limit(DedupClient *c)
+{
+    int64_t us = end_waiting(c);
+
+    run_woken(c);
+    return us;
 }
 
 /* Wait for a message, or for room if that is wanted, or to be woken. */
@@ -562,7 +599,9 @@ static bool wait_for_socket(DedupClient *c, int64_t us)
         fds[0].events |= c->full ? POLLOUT : 0;
     }
     poll(fds, ARRAY_SIZE(fds), us / 1000 + 1);
-    event_notifier_test_and_clear(&c->wake);
+    if (fds[1].revents) {
+        event_notifier_test_and_clear(&c->wake);
+    }
     if (fds[0].revents & POLLOUT) {
         QEMU_LOCK_GUARD(&c->lock);
         c->full = false;
@@ -622,6 +661,7 @@ static DedupClient *client_new(const char *path, DedupStoreKind kind)
     qemu_mutex_init(&c->lock);
     QTAILQ_INIT(&c->unsent);
     QTAILQ_INIT(&c->sent);
+    QSIMPLEQ_INIT(&c->woken);
     QLIST_INSERT_HEAD(&clients, c, next);
     return c;
 }
@@ -727,6 +767,8 @@ bool dedup_client_reclaim(DedupClient *c, Error **errp)
 /* Send @r and wait for its answer.  False, and freed, if it cannot be sent. */
 static bool coroutine_fn ask(DedupClient *c, Request *r)
 {
+    Waiter w = { .co = qemu_coroutine_self() };
+
     WITH_QEMU_LOCK_GUARD(&c->lock) {
         if (c->sock < 0 || c->silent || c->wrong ||
             (r->connection && r->connection != c->connection)) {
@@ -736,7 +778,7 @@ static bool coroutine_fn ask(DedupClient *c, Request *r)
         if (r->answers) {
             r->answers->held = dedup_held_ref(c->held);
         }
-        r->co = qemu_coroutine_self();
+        r->waiter = &w;
         QTAILQ_INSERT_TAIL(&c->unsent, r, next);
         send_all(c);
     }
