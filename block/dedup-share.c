@@ -469,8 +469,9 @@ static bool reopen_check(const DedupShareOptions *old,
         option = "timeout";
     }
     if (option) {
-        error_setg(errp, "%s cannot be changed; store, share, share-encrypted and "
-                   "admission can, open the node anew for another %s", option, option);
+        error_setg(errp, "%s cannot be changed; store, share, share-encrypted "
+                   "and admission can, open the node anew for another %s",
+                   option, option);
     }
     return !option;
 }

@@ -79,7 +79,7 @@ static DedupGroup *join_group(const DedupShareOptions *o, Error **errp)
     return g;
 }
 
-/* --- with a store daemon --------------------------------------------------- */
+/* --- with a store daemon -------------------------------------------------- */
 
 static bool check_options(const DedupShareOptions *o, Error **errp)
 {
@@ -180,7 +180,7 @@ static DedupClient *join_daemon(const DedupShareOptions *o,
     return c;
 }
 
-/* --- either ----------------------------------------------------------------- */
+/* --- either --------------------------------------------------------------- */
 
 /* Warn of @reason, unless that was the last thing said. */
 static void warn_once(const char *reason)

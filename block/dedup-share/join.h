@@ -10,9 +10,9 @@
 #include "node.h"
 
 /*
- * Get what @o asks for: *group on Xen, *client of a store daemon on Linux, which
- * may be started for that; or neither, with *reason unless @o says so.  What is
- * got is the caller's.  False with *errp set if it cannot be, and must be.
+ * Get what @o asks for: *group on Xen, *client of a store daemon on Linux,
+ * which may be started for that; or neither, with *reason unless @o says so.
+ * What is got is the caller's.  False with *errp set if it cannot be, and must.
  *
  * Main loop.
  */

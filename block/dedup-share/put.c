@@ -11,13 +11,13 @@
  *   place of equal bytes.  So nothing is remembered of a block, writes need not
  *   be known of, and it does not matter who else writes to the image.
  * - What is handed over was read into memory that no guest can write to.
- * - Nothing of a chain with an encrypted image is put, unless the node's options
- *   say so.
+ * - Nothing of a chain with an encrypted image is put, unless the node's
+ *   options say so.
  *
- * A node whose puts match nothing puts less and less: what nobody else has costs
- * a digest and a copy, and gains nothing.  It has to have put as much as a guest
- * reads when it boots, or the first of two guests on equal copies would have
- * nothing in the store for the second one to match.
+ * A node whose puts match nothing puts less and less: what nobody else has
+ * costs a digest and a copy, and gains nothing.  It has to have put as much as
+ * a guest reads when it boots, or the first of two guests on equal copies would
+ * have nothing in the store for the second one to match.
  */
 
 #include "qemu/osdep.h"

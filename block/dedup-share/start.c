@@ -57,7 +57,7 @@ static bool run(const char *group, const char *socket, const char *size,
         (*said)[0] = 0;
         return true;
     }
-    if (!g_spawn_check_wait_status(status, NULL)) {
+    if (!WIFEXITED(status) || WEXITSTATUS(status)) {
         error_setg(errp, "socket: the store daemon did not start: %s", *said);
         return false;
     }

@@ -9,8 +9,8 @@
 
 /*
  * Start the store daemon of @group, with @size (0: its default), and wait until
- * it listens at @socket.  It ends some time after its last client.  True also if
- * somebody else is starting one there.  False with *errp set on error.
+ * it listens at @socket.  It ends some time after its last client.  True also
+ * if somebody else is starting one there.  False with *errp set on error.
  *
  * Main loop, before the guest runs: this waits for a process.
  */

@@ -49,7 +49,7 @@
 static uint8_t *guest;
 static size_t guest_size;
 
-/* --- the store daemon ------------------------------------------------------ */
+/* --- the store daemon ----------------------------------------------------- */
 
 static GPid daemon_pid;         /* 0: none runs */
 static unsigned clients = 1;    /* that it works for at the same time */

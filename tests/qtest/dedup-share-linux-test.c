@@ -336,8 +336,8 @@ static void test_copies(const void *opaque)
 }
 
 /*
- * Without Xen, auto is linux; and if no daemon runs, the first guest starts one,
- * which ends when nobody has been there for a while.
+ * Without Xen, auto is linux; and if no daemon runs, the first guest starts
+ * one, which ends when nobody has been there for a while.
  */
 static void test_auto(void)
 {

@@ -248,8 +248,9 @@ static void report(Killer *k)
         ops += k->pulses[i].ops;
         longest = MAX(longest, k->pulses[i].longest);
     }
-    printf("kill-test: %u kills, %u of the store daemon, %" PRIu64 " operations, the longest %"
-           PRId64 " ms, %u stalls, %u failures\n", k->kills, k->daemon_kills, ops,
+    printf("kill-test: %u kills, %u of the store daemon, %" PRIu64
+           " operations, the longest %" PRId64 " ms, %u stalls, %u failures\n",
+           k->kills, k->daemon_kills, ops,
            longest / 1000, k->stalls, k->failures);
 }
 

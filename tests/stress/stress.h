@@ -52,8 +52,8 @@ typedef struct World {
 extern const char *const stress_kinds[16];
 
 /*
- * Make the base images in @dir, which is on a tmpfs, or with a store daemon, on a
- * file system with leases.
+ * Make the base images in @dir, which is on a tmpfs, or with a store daemon, on
+ * a file system with leases.
  */
 void stress_make_bases(const char *dir);
 

@@ -577,7 +577,8 @@ void world_init(World *w, const char *dir, const char *socket, unsigned number,
     unsigned i;
 
     *w = (World) {
-        .dir = dir, .socket = socket, .number = number, .rand = g_rand_new_with_seed(seed),
+        .dir = dir, .socket = socket, .number = number,
+        .rand = g_rand_new_with_seed(seed),
         .index_dir = g_build_filename(dir, "index", NULL),
     };
     store_ops = dedup_linux_store_ops;

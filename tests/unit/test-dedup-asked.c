@@ -509,6 +509,18 @@ static void test_put_overlay(void)
     teardown();
 }
 
+static BlockDriverState *file_of(BlockBackend *blk)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+    return blk_bs(blk)->file->bs->file->bs;
+}
+
+static void set_encrypted(BlockBackend *blk)
+{
+    file_of(blk)->encrypted = true;
+    blk_drain(blk);                     /* the layers are looked at anew */
+}
+
 static void test_encrypted(void)
 {
     BlockBackend *blk;
@@ -516,15 +528,13 @@ static void test_encrypted(void)
     setup();
     more = SHARE_ALL;
     blk = open_own("image");
-    blk_bs(blk)->file->bs->file->bs->encrypted = true;
-    blk_drain(blk);                     /* the layers are looked at anew */
+    set_encrypted(blk);
     read_now(blk, 0, SIZE);
     g_assert_cmpint(STAT(blk, bytes_passed), ==, SIZE);
     more = SHARE_ALL "\"share-encrypted\":true,";
     blk_unref(blk);
     blk = open_own("image");
-    blk_bs(blk)->file->bs->file->bs->encrypted = true;
-    blk_drain(blk);
+    set_encrypted(blk);
     read_now(blk, 0, SIZE);
     g_assert_cmpint(STAT(blk, blocks_given), ==, BLOCKS - 1);
     blk_unref(blk);

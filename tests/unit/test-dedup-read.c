@@ -87,7 +87,7 @@ static BlockBackend *open_count(void)
     return open_over(false, "{\"driver\":\"test-count\"}");
 }
 
-/* --- a driver that counts -------------------------------------------------- */
+/* --- a driver that counts ------------------------------------------------- */
 
 static unsigned statuses, reads, in_flight;
 static int64_t fail_at = -1;
@@ -247,8 +247,8 @@ static void test_ragged(void)
 }
 
 /*
- * A read of @n times three pages, of which the second is in two pieces; they are
- * where they were.
+ * A read of @n times three pages, of which the second is in two pieces; they
+ * are where they were.
  */
 static void submit_pieces(Request *q, BlockBackend *blk, struct iovec *iov,
                           unsigned n)
@@ -353,7 +353,7 @@ static void create_overlay(const char *name)
                     &error_abort);
 }
 
-/* A base that is read takes part; what is below it does not: it is not asked. */
+/* What is below a base that takes part does not, and is not asked. */
 static void test_tail(void)
 {
     g_autofree char *base = NULL;

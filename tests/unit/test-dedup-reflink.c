@@ -687,7 +687,7 @@ static void add(const char *type, const char *name, void (*test)(void))
     g_test_add_data_func_full(full, c, run_case, g_free);
 }
 
-/* Reflinks are known where QEMUs keep the store themselves, as they do on Xen. */
+/* Reflinks are known where QEMUs keep the store themselves, as on Xen. */
 static DedupStoreOps store_ops;
 
 int main(int argc, char **argv)
