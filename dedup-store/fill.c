@@ -10,8 +10,17 @@
 #include "fill.h"
 #include "trace.h"
 
-/* Blocks that are read at once: as long as a request. */
-#define RUN DEDUP_READ_BLOCKS
+/*
+ * Blocks that are read at once.  With the number of workers it bounds the
+ * memory of their buffers: 16 MiB.
+ */
+#define RUN 64
+
+/*
+ * Reads wait for disks, mostly: there are as many workers as QEMU's own thread
+ * pool has, and as a client has requests.
+ */
+#define WORKERS 64
 
 struct Fills {
     Store *store;
@@ -247,8 +256,9 @@ Fills *fills_new(Store *s, void (*decided)(Client *c))
 
     f->store = s;
     f->decided = decided;
-    f->pool = g_thread_pool_new(fill_run, f, MAX(4, 2 * g_get_num_processors()),
-                                false, NULL);
+    f->pool = g_thread_pool_new(fill_run, f, WORKERS, false, NULL);
+    /* they end, with their buffers, when they were idle for 15 s */
+    g_thread_pool_set_max_unused_threads(WORKERS);
     return f;
 }
 

@@ -132,7 +132,7 @@ static void parse_option(int option, const char *name)
         opts.most = parse_number("--most", optarg, "percentage", 1, 100);
         break;
     case 'k':
-        opts.socket = g_strdup(optarg);
+        opts.socket = g_canonicalize_filename(optarg, NULL);
         break;
     case 'i':
         opts.idle_exit = parse_seconds("--idle-exit", optarg);
@@ -144,7 +144,7 @@ static void parse_option(int option, const char *name)
         opts.daemonize = true;
         break;
     case 'f':
-        opts.pidfile = optarg;
+        opts.pidfile = g_canonicalize_filename(optarg, NULL);
         break;
     case 'L':
         qemu_set_log_filename(optarg, &error_fatal);

@@ -156,8 +156,9 @@ static DedupClient *start_daemon(const DedupShareOptions *o,
 static DedupClient *join_daemon(const DedupShareOptions *o,
                                 const DedupStoreOps *ops, Error **errp)
 {
-    g_autofree char *socket = o->socket ? g_strdup(o->socket)
-                                        : dedup_socket_path(o->group);
+    g_autofree char *socket = o->socket
+        ? g_canonicalize_filename(o->socket, NULL)
+        : dedup_socket_path(o->group);
     bool absent = false;
     Error *err = NULL;
     DedupClient *c;
