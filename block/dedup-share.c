@@ -218,6 +218,9 @@ dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
     if ((s->group || s->client) && !dedup_layers_take_part(s)) {
         dedup_count_skipped(s, dedup_count_blocks(offset, bytes),
                             DEDUP_NO_LAYER);
+    } else if (s->puts && dedup_put_skips(s)) {
+        dedup_count_skipped(s, dedup_count_blocks(offset, bytes),
+                            DEDUP_UNMATCHED);
     } else if (s->client && !(flags & ~BDRV_REQ_REGISTERED_BUF)) {
         return dedup_read_direct(bs, offset, bytes, qiov, flags);
     } else if (s->group && !(flags & ~BDRV_REQ_REGISTERED_BUF)) {

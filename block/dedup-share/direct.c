@@ -137,6 +137,7 @@ read_part(BlockDriverState *bs, const Part *p, Cursor *c)
     DEDUP_HOT_ARRAY DedupBlock blocks[DEDUP_BATCH];
     DEDUP_HOT_ARRAY Rest rest;
     unsigned i, n = find_places(p, blocks, c), nruns = 0;
+    int ret;
 
     if (s->client) {
         dedup_ask_blocks(bs, blocks, n, p->offset, p->bytes, p->qiov,
@@ -156,7 +157,11 @@ read_part(BlockDriverState *bs, const Part *p, Cursor *c)
     rest.bs = bs;
     rest.part = p;
     rest.first = blocks[0].number;
-    return dedup_co_all(nruns, read_rest_run, &rest);
+    ret = dedup_co_all(nruns, read_rest_run, &rest);
+    if (s->puts && ret == 0) {
+        dedup_put_probe(s, blocks, n);
+    }
+    return ret;
 }
 
 /* A request of several parts, and where each part's first byte goes. */

@@ -17,8 +17,8 @@
 
 /* Whether a node still puts; see put.c.  Atomic, but only a hint. */
 typedef struct DedupPutting {
-    unsigned interval;          /* every such request is put; 0: each */
-    unsigned turn;              /* counts them */
+    bool stopped;               /* it only probes */
+    unsigned turn;              /* counts requests then */
     unsigned unmatched;         /* blocks in a row */
 } DedupPutting;
 
@@ -179,12 +179,22 @@ void dedup_place_answers(BDRVDedupShareState *s, const DedupTarget *t,
 
 /*
  * Read those of @n blocks in a row whose result is NO_LAYER, and hand them to
- * the store daemon.  What was read is in place, whatever came of that.  If it
- * is not this request's turn, they are UNMATCHED.
+ * the store daemon.  What was read is in place, whatever came of that.  If the
+ * node has stopped that, they are UNMATCHED.
  */
 void coroutine_fn GRAPH_RDLOCK
 dedup_put_blocks(BlockDriverState *bs, const DedupTarget *t,
                  DedupBlock *blocks, unsigned n);
+
+/* Is a request to be passed through, as nothing of it would be put? */
+bool dedup_put_skips(BDRVDedupShareState *s);
+
+/*
+ * The @n blocks are in place; see whether one that is UNMATCHED is known by now,
+ * if it is this request's turn.
+ */
+void coroutine_fn dedup_put_probe(BDRVDedupShareState *s,
+                                  const DedupBlock *blocks, unsigned n);
 
 /* --- chain.c: which layer owns a block ---------------------------------- */
 

@@ -14,10 +14,12 @@
  * - Nothing of a chain with an encrypted image is put, unless the node's
  *   options say so.
  *
- * A node whose puts match nothing puts less and less: what nobody else has
- * costs a digest and a copy, and gains nothing.  It has to have put as much as
- * a guest reads when it boots, or the first of two guests on equal copies would
- * have nothing in the store for the second one to match.
+ * What nobody else has costs a digest and two copies, and gains nothing.  So a
+ * node whose puts match nothing stops, and only probes: now and then it hands
+ * over one block that was read in the ordinary way, to see whether it is known.
+ * It has to have put as much as a guest reads when it boots, or the first of
+ * two guests on equal copies would have nothing in the store for the second one
+ * to match.
  */
 
 #include "qemu/osdep.h"
@@ -26,11 +28,11 @@
 #include "node.h"
 #include "parallel.h"
 
-/* Blocks without a match in a row: 1 GiB, and then 16 MiB for each step. */
+/* Blocks without a match until it stops: 1 GiB; after a probe has matched. */
 #define PATIENCE (1 * GiB / DEDUP_BLOCK_SIZE)
-#define STEP (16 * MiB / DEDUP_BLOCK_SIZE)
-/* One request in so many is put at least. */
-#define MAX_INTERVAL 16
+#define PATIENCE_AGAIN (64 * MiB / DEDUP_BLOCK_SIZE)
+/* One request in so many probes. */
+#define PROBE_INTERVAL 64
 /* One block in so many has to match. */
 #define MATCHING 8
 
@@ -45,32 +47,70 @@ typedef struct Puts {
 
 /* --- back-off ------------------------------------------------------------- */
 
-static bool is_turn(DedupPutting *p)
-{
-    unsigned interval = qatomic_read(&p->interval);
-
-    return interval <= 1 || qatomic_fetch_inc(&p->turn) % interval == 0;
-}
-
 /* Of @n blocks that were put, so many have matched. */
 static void learn(DedupPutting *p, unsigned n, unsigned matched)
 {
-    unsigned unmatched;
-
     if (matched * MATCHING >= n) {
         if (qatomic_read(&p->unmatched)) {
             qatomic_set(&p->unmatched, 0);
-            qatomic_set(&p->interval, 1);
         }
+    } else if (qatomic_fetch_add(&p->unmatched, n) + n >= PATIENCE) {
+        qatomic_set(&p->stopped, true);
+    }
+}
+
+/* Is it this request's turn? */
+static bool take_turn(DedupPutting *p)
+{
+    return qatomic_fetch_inc(&p->turn) % PROBE_INTERVAL == 0;
+}
+
+bool dedup_put_skips(BDRVDedupShareState *s)
+{
+    return qatomic_read(&s->putting.stopped) && !s->files.n &&
+           !take_turn(&s->putting);
+}
+
+/* If there is nothing to ask for, dedup_put_skips() has taken it. */
+static bool is_probe(BDRVDedupShareState *s)
+{
+    return qatomic_read(&s->putting.stopped) &&
+           (!s->files.n || take_turn(&s->putting));
+}
+
+/* A block that was read in place, or NULL. */
+static const DedupBlock *find_unmatched(const DedupBlock *blocks, unsigned n)
+{
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        if (blocks[i].result == DEDUP_UNMATCHED) {
+            return &blocks[i];
+        }
+    }
+    return NULL;
+}
+
+void coroutine_fn dedup_put_probe(BDRVDedupShareState *s,
+                                  const DedupBlock *blocks, unsigned n)
+{
+    const DedupBlock *b = find_unmatched(blocks, n);
+    DEDUP_HOT_ARRAY DedupAnswers answers;
+    uint8_t buf[DEDUP_BLOCK_SIZE];
+
+    if (!b || !is_probe(s)) {
         return;
     }
-    unmatched = qatomic_fetch_add(&p->unmatched, n) + n;
-    if (unmatched >= PATIENCE) {
-        unsigned interval = MAX(qatomic_read(&p->interval), 1);
-
-        qatomic_set(&p->unmatched, PATIENCE - STEP);
-        qatomic_set(&p->interval, MIN(interval * 2, MAX_INTERVAL));
+    /* the guest may be writing to it: then it will match nothing */
+    memcpy(buf, b->dest.host, sizeof(buf));
+    /* what is seen for the second time gets a frame, and has matched */
+    dedup_client_put_blocks(s->client, buf, 1, DEDUP_REQUEST_SECOND_READ,
+                            &answers);
+    if (answers.frames[0].answer == DEDUP_ANSWER_FRAME) {
+        qatomic_set(&s->putting.unmatched, PATIENCE - PATIENCE_AGAIN);
+        qatomic_set(&s->putting.stopped, false);
     }
+    dedup_client_done(&answers);
 }
 
 /* --- putting -------------------------------------------------------------- */
@@ -141,7 +181,7 @@ dedup_put_blocks(BlockDriverState *bs, const DedupTarget *t,
                  DedupBlock *blocks, unsigned n)
 {
     BDRVDedupShareState *s = bs->opaque;
-    bool turn = false, asked = false;
+    bool stopped = qatomic_read(&s->putting.stopped);
     DEDUP_HOT_ARRAY Puts puts;
     unsigned i, nruns = 0, run = 0;
 
@@ -150,11 +190,7 @@ dedup_put_blocks(BlockDriverState *bs, const DedupTarget *t,
             run = 0;
             continue;
         }
-        if (!asked) {
-            turn = is_turn(&s->putting);
-            asked = true;
-        }
-        if (!turn) {
+        if (stopped) {
             blocks[i].result = DEDUP_UNMATCHED;
             continue;
         }

@@ -9,8 +9,9 @@
  *   io MODE ROUNDS OPS DEPTH SIZE IMAGE-SIZE NAME=HOW:FILENAME...
  *       time of a request and of the processor for it, in ns.  The targets take
  *       turns in each round.  MODE: hit (random, all was read before), miss
- *       (each block once, the store is new in each round), write.  HOW: give,
- *       or copy: frames are not mapped.
+ *       (each block once, the store is new in each round), unique (the same,
+ *       of an image that is written to; in order, and of the last OPS), write.
+ *       HOW: give, or copy: frames are not mapped.
  *   share N IMAGE-SIZE HOW:FILENAME
  *       N processes read all of an image, one after the other: processor
  *       time of all, and of the gives alone, and pages shared at the end
@@ -124,6 +125,7 @@ typedef struct Run {
     Target *target;
     bool write;
     unsigned size, ops;
+    unsigned first;             /* of @order */
     unsigned next, done;
     uint32_t *order;            /* of the image, in units of size */
     unsigned norder;
@@ -201,7 +203,7 @@ static void request_issue(Request *q)
         return;
     }
     q->buf = guest + (size_t)(r->next % slots) * r->size;
-    offset = (int64_t)r->order[r->next % r->norder] * r->size;
+    offset = (int64_t)r->order[(r->first + r->next) % r->norder] * r->size;
     r->next++;
     qemu_iovec_init_buf(&q->qiov, q->buf, r->size);
     if (r->write) {
@@ -245,6 +247,22 @@ static void shuffle(Run *r, uint64_t image)
     }
 }
 
+/* Read all but the last of @r, in order; from then on, these. */
+static void read_first(Run *r, unsigned depth)
+{
+    unsigned i, ops = r->ops;
+    double ns;
+
+    for (i = 0; i < r->norder; i++) {
+        r->order[i] = i;
+    }
+    r->first = 0;
+    r->ops = r->norder - ops;
+    run(r, depth, &ns);
+    r->first = r->ops;
+    r->ops = ops;
+}
+
 static void read_all(Target *t, uint64_t image)
 {
     Run r = { .target = t, .size = 128 * KiB };
@@ -259,13 +277,16 @@ static void read_all(Target *t, uint64_t image)
 static void bench_io(int argc, char **argv)
 {
     const char *mode = argv[0];
-    bool miss = !strcmp(mode, "miss");
+    bool unique = !strcmp(mode, "unique");
+    bool miss = unique || !strcmp(mode, "miss");
     unsigned rounds = atoi(argv[1]), depth = atoi(argv[3]), i, j;
     uint64_t image = number(argv[5]);
     unsigned n = argc - 6;
     g_autofree Target *t = g_new0(Target, n);
     Run r = { .ops = atoi(argv[2]), .size = atoi(argv[4]),
               .write = !strcmp(mode, "write") };
+
+    g_assert(!unique || r.ops < image / r.size);
 
     init(64 * MiB);
     if (!miss) {
@@ -289,7 +310,10 @@ static void bench_io(int argc, char **argv)
         r.target = &t[j];
         if (miss) {
             daemon_begin();
-            target_open(&t[j], false);
+            target_open(&t[j], unique);
+        }
+        if (unique) {
+            read_first(&r, depth);
         }
         ns = run(&r, depth, &cpu_ns);
         if (miss) {

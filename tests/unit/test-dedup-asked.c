@@ -582,11 +582,11 @@ static void change_image(BlockBackend *blk)
     g_assert_cmpint(ret, ==, 0);
 }
 
-/* Content that nobody else has is put less and less; until some matches. */
+/* Content that nobody else has is not put for ever; until some matches. */
 static void test_back_off(void)
 {
     BlockBackend *blk;
-    uint64_t before;
+    uint64_t before, filled;
     unsigned i;
 
     setup();
@@ -597,21 +597,28 @@ static void test_back_off(void)
         change_image(blk);
         read_now(blk, 0, SIZE);
     }
-    for (i = 0; i < 16 * 16; i++) {
+    filled = STAT(blk, bytes_filled);
+    for (i = 0; i < 64; i++) {
+        before = NOT_GIVEN(blk, unmatched);
         change_image(blk);
         read_now(blk, 0, SIZE);
+        g_assert_cmpint(NOT_GIVEN(blk, unmatched), ==, before + BLOCKS);
     }
-    before = NOT_GIVEN(blk, unmatched);
-    change_image(blk);
-    read_now(blk, 0, SIZE);
-    /* a request is a part of 64 blocks here */
-    g_assert_cmpint(NOT_GIVEN(blk, unmatched), >=, before + BLOCKS / 16 * 14);
-    g_assert_cmpint(NOT_GIVEN(blk, unmatched), <, before + BLOCKS);
-    do {                                /* what is put matches, by and by */
+    /* nothing is read twice for a probe */
+    g_assert_cmpint(STAT(blk, bytes_filled), ==, filled);
+    do {                                /* what is probed matches */
         before = NOT_GIVEN(blk, unmatched);
         read_now(blk, 0, SIZE);
         g_usleep(1000);                 /* the store was full */
     } while (NOT_GIVEN(blk, unmatched) > before);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(NOT_GIVEN(blk, unmatched), ==, before);
+    /* it is patient for less, now; and for all of it, once more has matched */
+    for (i = 0; i < 64 && NOT_GIVEN(blk, unmatched) == before; i++) {
+        change_image(blk);
+        read_now(blk, 0, SIZE);
+    }
+    g_assert_cmpint(i, ==, 64);
     blk_unref(blk);
     teardown();
 }
