@@ -190,8 +190,8 @@ dedup_put_blocks(BlockDriverState *bs, const DedupTarget *t,
 bool dedup_put_skips(BDRVDedupShareState *s);
 
 /*
- * The @n blocks are in place; see whether one that is UNMATCHED is known by now,
- * if it is this request's turn.
+ * The @n blocks are in place; see whether one that is UNMATCHED is known by
+ * now, if it is this request's turn.
  */
 void coroutine_fn dedup_put_probe(BDRVDedupShareState *s,
                                   const DedupBlock *blocks, unsigned n);
