@@ -218,6 +218,9 @@ dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
     if ((s->group || s->client) && !dedup_layers_take_part(s)) {
         dedup_count_skipped(s, dedup_count_blocks(offset, bytes),
                             DEDUP_NO_LAYER);
+    } else if (s->client && !dedup_client_is_up(s->client)) {
+        dedup_count_skipped(s, dedup_count_blocks(offset, bytes),
+                            DEDUP_NO_DAEMON);
     } else if (s->puts && dedup_put_skips(s)) {
         dedup_count_skipped(s, dedup_count_blocks(offset, bytes),
                             DEDUP_UNMATCHED);

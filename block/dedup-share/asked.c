@@ -85,17 +85,6 @@ static void count_answers(BDRVDedupShareState *s, const DedupAnswers *a)
                (uint64_t)a->nfilled * DEDUP_BLOCK_SIZE);
 }
 
-static void refuse_all(BDRVDedupShareState *s, DedupBlock *blocks, unsigned n,
-                       DedupResult why)
-{
-    unsigned i;
-
-    for (i = 0; i < n; i++) {
-        blocks[i].result = blocks[i].result ?: why;
-    }
-    dedup_count_results(&s->counters, blocks, n);
-}
-
 void coroutine_fn dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks,
                                    unsigned n, int64_t offset, int64_t bytes,
                                    QEMUIOVector *qiov, size_t qiov_offset)
@@ -109,10 +98,6 @@ void coroutine_fn dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks,
     DEDUP_HOT_ARRAY DedupAnswers answers;
     DEDUP_HOT_ARRAY Question q;
 
-    if (!dedup_client_is_up(s->client)) {
-        refuse_all(s, blocks, n, DEDUP_NO_DAEMON);
-        return;
-    }
     if (s->files.n) {
         dedup_files_locate(&s->files, s->client, bs, blocks[0].number, n,
                            places);

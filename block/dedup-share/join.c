@@ -43,6 +43,11 @@ static const DedupStoreOps *find_store(DedupShareStore kind, Error **errp)
         }
         ops = NULL;
     }
+    if (!ops && kind == DEDUP_SHARE_STORE_AUTO) {
+        error_setg(errp, "store: there is none for a guest of this kind; use "
+                   "store=off");
+        return NULL;
+    }
     if (!ops) {
         error_setg(errp, "store: this program has no Xen store; it needs a "
                    "QEMU system emulator built with Xen support, running as "

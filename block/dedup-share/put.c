@@ -10,7 +10,9 @@
  * - What the request gets is what was read for it; a frame only ever takes the
  *   place of equal bytes.  So nothing is remembered of a block, writes need not
  *   be known of, and it does not matter who else writes to the image.
- * - What is handed over was read into memory that no guest can write to.
+ * - What is handed over to be given was read into memory that no guest can
+ *   write to.  A probe may have what the guest has written meanwhile: it gives
+ *   nothing, and what it leaves in the store is found only by equal bytes.
  * - Nothing of a chain with an encrypted image is put, unless the node's
  *   options say so.
  *
