@@ -299,14 +299,14 @@ static int open_anew(int fd, const struct stat *st)
     return own;
 }
 
-/* A leased layer of that file, if there is one. */
+/* The layer of that file, if there is one; perhaps NEW yet. */
 static Layer *find_layer(Layers *l, const struct stat *st)
 {
     Layer *layer;
 
     QTAILQ_FOREACH(layer, &l->all, next) {
         if (layer->dev == st->st_dev && layer->ino == st->st_ino &&
-            layer->state == LAYER_LEASED) {
+            (layer->state == LAYER_LEASED || layer->state == LAYER_NEW)) {
             layer->clients++;
             layer_ref(layer);
             return layer;
@@ -327,9 +327,6 @@ static Layer *new_layer(Layers *l, int fd, const struct stat *st)
     layer->fills = g_hash_table_new(NULL, NULL);
     QTAILQ_INSERT_TAIL(&l->all, layer, next);
     wake(l);
-    while (layer->state == LAYER_NEW) {
-        qemu_cond_wait(&l->decided, &l->store->lock);
-    }
     return layer;
 }
 
@@ -342,9 +339,12 @@ static Layer *lease_file(Layers *l, int fd, const struct stat *st,
     layer = find_layer(l, st);
     if (layer) {
         close(fd);
-        return layer;
+    } else {
+        layer = new_layer(l, fd, st);
     }
-    layer = new_layer(l, fd, st);
+    while (layer->state == LAYER_NEW) {
+        qemu_cond_wait(&l->decided, &l->store->lock);
+    }
     if (layer->state == LAYER_LEASED) {
         return layer;
     }
