@@ -645,6 +645,8 @@ static void *client_thread(void *opaque)
             event_notifier_test_and_clear(&c->wake);
         }
     }
+    /* it may have been stopped before it began */
+    disconnect(c, "it is not needed any more");
     return NULL;
 }
 

@@ -785,11 +785,39 @@ static void test_nobody(void)
     teardown();
 }
 
+static unsigned count_fds(void)
+{
+    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
+    unsigned n = 0;
+
+    while (g_dir_read_name(dir)) {
+        n++;
+    }
+    return n;
+}
+
+/* Who is got, and not wanted, leaves no connection. */
+static void test_put_at_once(void)
+{
+    unsigned i, before = 0;
+
+    setup();
+    start_daemon("16M");
+    for (i = 0; i < 50; i++) {
+        dedup_client_put(get());
+        before = before ?: count_fds();         /* it keeps some */
+    }
+    g_assert_cmpint(count_fds(), ==, before);
+    end_daemon(SIGTERM);
+    teardown();
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     qemu_init_main_loop(&error_abort);
     g_test_add_func("/dedup/client/nobody", test_nobody);
+    g_test_add_func("/dedup/client/put-at-once", test_put_at_once);
     g_test_add_func("/dedup/client/wrong-welcomes", test_wrong_welcomes);
     g_test_add_func("/dedup/client/wrong-answers", test_wrong_answers);
     g_test_add_func("/dedup/client/read", test_read);
