@@ -207,7 +207,9 @@ TESTS = [
     ('tests/qtest/meson.build', 'before', r"^qtest_executables = \{\}\n",
      "qtests_x86_64 += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
      "['dedup-share-test', 'dedup-share-linux-test',\n"
-     "                   'dedup-share-ram-test'] : []\n"),
+     "                   'dedup-share-ram-test'] : []\n"
+     "qtests += {'dedup-share-linux-test': files('../unit/dedup-daemon.c'),\n"
+     "           'dedup-share-ram-test': files('../unit/dedup-daemon.c')}\n"),
 ]
 
 STRESS = [

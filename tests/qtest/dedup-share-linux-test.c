@@ -180,9 +180,10 @@ static void reclaim(Guest *g)
     qtest_qmp_assert_success(g->qts, "{ 'execute': 'dedup-share-reclaim' }");
 }
 
-/* The daemon drops what the guests have let go, for some seconds. */
-static void wait_reclaimed(void)
+/* Wait until so many frames are in use, and none is idle. */
+static void wait_store(unsigned used)
 {
+    g_autofree char *want = g_strdup_printf("\"frames-used\": %u,", used);
     g_autofree char *command = g_strdup_printf(
         "./dedup-store/qemu-dedup-store status --json --socket %s", sock);
     int i;
@@ -192,7 +193,7 @@ static void wait_reclaimed(void)
 
         g_assert_true(g_spawn_command_line_sync(command, &text, NULL, NULL,
                                                 NULL));
-        if (strstr(text, "\"frames-idle\": 0")) {
+        if (strstr(text, "\"frames-idle\": 0") && strstr(text, want)) {
             return;
         }
         g_assert_cmpint(i, <, 100);
@@ -213,7 +214,7 @@ static void test_reclaim(void)
     wait_counter(a, "frames", 32);
     check_blocks(a, 0, 32);
     check_blocks(b, 0, 64);
-    wait_reclaimed();
+    wait_store(64);                             /* b has these */
     before = image_bytes(a);
     read_blocks(a, 32, 32);                     /* b has these */
     g_assert_cmpint(image_bytes(a), ==, before);
@@ -224,7 +225,7 @@ static void test_reclaim(void)
     guest_end(a);
 }
 
-/* Who is killed leaves frames, which are found by others. */
+/* Who is killed leaves frames, and those that nobody else has go. */
 static void test_kill(void)
 {
     Guest *a = guest_simple(DISK_BLK), *b = guest_simple(DISK_BLK);
@@ -235,6 +236,8 @@ static void test_kill(void)
     check_blocks(b, 0, 64);
     read_blocks(b, 64, 32);
     g_assert_cmpint(counter(b, "blocks-missed"), ==, 0);
+    reclaim(b);
+    wait_store(96);
     check_blocks(b, 0, 96);
     guest_kill(b);
 }
@@ -287,11 +290,28 @@ static void test_daemon(const void *opaque)
     Guest *b = guest_on(c->machine, c->kind);
 
     read_blocks(a, 0, 256);
+    check_blocks(a, 0, 256);
+    g_assert_cmpint(counter(a, "blocks-given"), ==, 256);
+    g_assert_cmpint(counter(a, "blocks-missed"), ==, 256);
+    g_assert_cmpint(counter(a, "frames"), ==, 256);
+    g_assert_cmpint(smaps(a).bytes, ==, 256 * PAGE);
     read_blocks(b, 0, 256);
+    check_blocks(b, 0, 256);
+    g_assert_cmpint(image_bytes(b), ==, 0);
+    g_assert_cmpint(counter(b, "blocks-missed"), ==, 0);
+    g_assert_cmpint(smaps(b).bytes, ==, 256 * PAGE);
+    g_assert_cmpint(smaps(b).copied, ==, 0);
+
     fill(b, 3, 2, 0x11);                /* its memory, then its disk */
     write_blocks(b, 3, 1);
     fill(b, 3, 1, 0);
+    read_blocks(b, 3, 1);
+    check_filled(b, 3, 1, 0x11);
+    read_blocks(a, 3, 1);
+    check_blocks(a, 0, 256);
+
     store_kill(SIGKILL);
+    fill(b, 3, 1, 0);
     read_blocks(b, 3, 1);
     check_filled(b, 3, 1, 0x11);
     read_blocks(a, 200, 200);
