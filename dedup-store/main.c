@@ -41,7 +41,6 @@ static struct {
     const char *pidfile;
     bool daemonize;
     bool json;
-    bool make_dir;              /* the socket's, which nobody has named */
     unsigned idle_exit, layer_idle, most;
 } opts = { .group = "default", .store = "linux", .most = DEFAULT_MOST,
            .layer_idle = DEFAULT_LAYER_IDLE };
@@ -188,10 +187,7 @@ static void parse_options(int argc, char **argv)
                      "characters, without '/', and not '.' first", opts.group);
         exit(1);
     }
-    if (!opts.socket) {
-        opts.socket = dedup_socket_path(opts.group);
-        opts.make_dir = true;
-    }
+    opts.socket = opts.socket ?: dedup_socket_path(opts.group);
     if (!strcmp(opts.store, "xen")) {
         error_report("--store: a store daemon for Xen is not there yet; Xen "
                      "guests share by the dedup-share filter alone");
@@ -273,6 +269,17 @@ static void lock_socket(const char *path)
              ours.st_ino != there.st_ino);
 }
 
+/* The default directory is made, if this is in it; another one is not. */
+static void make_directory(const char *path)
+{
+    g_autofree char *dir = g_path_get_dirname(path);
+    g_autofree char *ours = dedup_socket_dir();
+
+    if (!strcmp(dir, ours)) {
+        g_mkdir_with_parents(dir, 0755);        /* or what follows fails */
+    }
+}
+
 /* Whoever sees the socket can connect: it gets its name when it listens. */
 static int listen_at(const char *path)
 {
@@ -285,11 +292,7 @@ static int listen_at(const char *path)
         exit(1);
     }
     pstrcpy(addr.sun_path, sizeof(addr.sun_path), new);
-    if (opts.make_dir) {
-        g_autofree char *dir = g_path_get_dirname(path);
-
-        mkdir(dir, 0755);       /* if that fails, so does what follows */
-    }
+    make_directory(path);
     lock_socket(path);
     unlink(new);
     umask(0117);                /* 0660: the directory says who may connect */

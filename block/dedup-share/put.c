@@ -73,13 +73,6 @@ bool dedup_put_skips(BDRVDedupShareState *s)
            !take_turn(&s->putting);
 }
 
-/* If there is nothing to ask for, dedup_put_skips() has taken it. */
-static bool is_probe(BDRVDedupShareState *s)
-{
-    return qatomic_read(&s->putting.stopped) &&
-           (!s->files.n || take_turn(&s->putting));
-}
-
 /* A block that was read in place, or NULL. */
 static const DedupBlock *find_unmatched(const DedupBlock *blocks, unsigned n)
 {
@@ -96,11 +89,16 @@ static const DedupBlock *find_unmatched(const DedupBlock *blocks, unsigned n)
 void coroutine_fn dedup_put_probe(BDRVDedupShareState *s,
                                   const DedupBlock *blocks, unsigned n)
 {
-    const DedupBlock *b = find_unmatched(blocks, n);
     DEDUP_HOT_ARRAY DedupAnswers answers;
     uint8_t buf[DEDUP_BLOCK_SIZE];
+    const DedupBlock *b;
 
-    if (!b || !is_probe(s)) {
+    if (!qatomic_read(&s->putting.stopped)) {
+        return;
+    }
+    b = find_unmatched(blocks, n);
+    /* if there are no files, dedup_put_skips() has taken the turn */
+    if (!b || (s->files.n && !take_turn(&s->putting))) {
         return;
     }
     /* the guest may be writing to it: then it will match nothing */

@@ -20,17 +20,6 @@
 #define IDLE_EXIT_SECONDS "10"
 #define MOST_PERCENT "25"
 
-/* The default directory is made; one that was named is not. */
-static void make_directory(const char *socket)
-{
-    g_autofree char *dir = g_path_get_dirname(socket);
-    g_autofree char *ours = dedup_socket_dir();
-
-    if (!strcmp(dir, ours)) {
-        g_mkdir_with_parents(dir, 0755);        /* or the daemon complains */
-    }
-}
-
 static bool run(const char *group, const char *socket, const char *size,
                 char **said, Error **errp)
 {
@@ -70,7 +59,6 @@ bool dedup_start_daemon(const char *group, const char *socket, uint64_t size,
     g_autofree char *text = size ? g_strdup_printf("%" PRIu64, size) : NULL;
     g_autofree char *said = NULL;
 
-    make_directory(socket);
     trace_dedup_start_daemon(group, socket, size);
     if (!run(group, socket, text, &said, errp)) {
         return false;
