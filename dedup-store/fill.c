@@ -9,22 +9,30 @@
 #include "qemu/memalign.h"
 #include "fill.h"
 #include "trace.h"
+#include "turns.h"
 
 /*
- * Blocks that are read at once.  With the number of workers it bounds the
- * memory of their buffers: 16 MiB.
+ * Blocks that are read at once.  With the number of readers it bounds the
+ * memory of their buffers: 16 MiB for a disk, 64 in all.
  */
 #define RUN 64
 
 /*
- * Reads wait for disks, mostly: there are as many workers as QEMU's own thread
- * pool has, and as a client has requests.
+ * Readers wait for disks, mostly.  Each disk may have as many as QEMU's own
+ * thread pool has, and as a client has requests.
  */
-#define WORKERS 64
+#define READERS 256
+#define READERS_OF_DISK 64
+
+/* What is put is at hand: that takes a processor, and no disk. */
+#define PUTTERS MIN(g_get_num_processors(), 16)
 
 struct Fills {
     Store *store;
-    GThreadPool *pool;
+    GThreadPool *readers;
+    GThreadPool *putters;
+    Turns *turns;               /* by the store's lock */
+    unsigned running;           /* ... fills and puts that have not ended */
     void (*decided)(Client *c);
 };
 
@@ -207,8 +215,7 @@ static void finish(Fills *f, Fill *fill, const Kept *kept)
             store_unpin(f->store, kept[i].frame);
         }
     }
-    f->store->fills += fill->layer ? fill->n : 0;
-    f->store->puts += fill->layer ? 0 : fill->n;
+    *(fill->layer ? &f->store->fills : &f->store->puts) += fill->n;
     if (fill->layer) {
         layer_unref(fill->layer);
     }
@@ -228,13 +235,34 @@ static uint8_t *get_buffer(void)
     return g_private_get(&buffer);
 }
 
-static void fill_run(gpointer data, gpointer opaque)
+static void fill_free(Fill *fill)
 {
-    Fill *fill = data;
-    Fills *f = opaque;
+    qemu_vfree(fill->buf);
+    g_array_free(fill->waiters, true);
+    g_free(fill);
+}
+
+/* Have all who have asked for it gone? */
+static bool is_abandoned(Fills *f, const Fill *fill)
+{
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&f->store->lock);
+    for (i = 0; i < fill->waiters->len; i++) {
+        if (g_array_index(fill->waiters, Waiter, i).request->client) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Read it, or take what was put, and keep that. */
+static void carry_out(Fills *f, Fill *fill)
+{
     g_autofree Kept *kept = g_new0(Kept, fill->n);
     uint8_t *buf = fill->buf ?: get_buffer();
-    int ret = fill->layer ? read_run(fill, buf) : 0;
+    int ret = is_abandoned(f, fill) ? -ECANCELED :
+              fill->layer ? read_run(fill, buf) : 0;
     unsigned i;
 
     if (ret == 0) {
@@ -245,9 +273,31 @@ static void fill_run(gpointer data, gpointer opaque)
     }
     trace_dedup_store_fill(fill->first, fill->n, ret);
     finish(f, fill, kept);
-    qemu_vfree(fill->buf);
-    g_array_free(fill->waiters, true);
-    g_free(fill);
+    fill_free(fill);
+}
+
+/* A thread of readers: this one, and others that waited for it to end. */
+static void read_some(gpointer data, gpointer opaque)
+{
+    Fills *f = opaque;
+    Fill *fill = data;
+    dev_t device = fill->layer->dev;
+
+    while (fill) {
+        carry_out(f, fill);
+        QEMU_LOCK_GUARD(&f->store->lock);
+        f->running--;
+        fill = turns_end(f->turns, device);
+    }
+}
+
+static void put_some(gpointer data, gpointer opaque)
+{
+    Fills *f = opaque;
+
+    carry_out(f, data);
+    QEMU_LOCK_GUARD(&f->store->lock);
+    f->running--;
 }
 
 Fills *fills_new(Store *s, void (*decided)(Client *c))
@@ -256,16 +306,26 @@ Fills *fills_new(Store *s, void (*decided)(Client *c))
 
     f->store = s;
     f->decided = decided;
-    f->pool = g_thread_pool_new(fill_run, f, WORKERS, false, NULL);
+    f->turns = turns_new(READERS_OF_DISK);
+    f->readers = g_thread_pool_new(read_some, f, READERS, false, NULL);
+    f->putters = g_thread_pool_new(put_some, f, PUTTERS, false, NULL);
     /* they end, with their buffers, when they were idle for 15 s */
-    g_thread_pool_set_max_unused_threads(WORKERS);
+    g_thread_pool_set_max_unused_threads(READERS_OF_DISK);
     return f;
 }
 
-void fills_free(Fills *f)
+bool fills_free(Fills *f)
 {
-    g_thread_pool_free(f->pool, false, true);
+    WITH_QEMU_LOCK_GUARD(&f->store->lock) {
+        if (f->running) {
+            return false;
+        }
+    }
+    g_thread_pool_free(f->readers, false, true);
+    g_thread_pool_free(f->putters, false, true);
+    turns_free(f->turns);
     g_free(f);
+    return true;
 }
 
 /* --- beginning, with the lock held ---------------------------------------- */
@@ -299,10 +359,16 @@ static bool follows(const Fill *fill, const Block *b)
            b->number == fill->first + fill->n;
 }
 
-static void start(Fills *f, Fill *fill)
+static void start(Fills *f, Fill *fill, Client *c)
 {
-    if (fill) {
-        g_thread_pool_push(f->pool, fill, NULL);
+    if (!fill) {
+        return;
+    }
+    f->running++;
+    if (!fill->layer) {
+        g_thread_pool_push(f->putters, fill, NULL);
+    } else if (turns_begin(f->turns, fill->layer->dev, c, fill)) {
+        g_thread_pool_push(f->readers, fill, NULL);
     }
 }
 
@@ -324,13 +390,13 @@ void request_fill(Fills *f, Request *r)
             continue;
         }
         if (!follows(fill, b)) {
-            start(f, fill);
+            start(f, fill, r->client);
             fill = fill_new(r, b->layer, b->number);
         }
         wait_for(fill, r, i, fill->n++);
         g_hash_table_insert(b->layer->fills, key, fill);
     }
-    start(f, fill);
+    start(f, fill, r->client);
 }
 
 void request_put(Fills *f, Request *r, uint8_t *buf)
@@ -343,5 +409,5 @@ void request_put(Fills *f, Request *r, uint8_t *buf)
     for (i = 0; i < r->n; i++) {
         wait_for(fill, r, i, i);
     }
-    start(f, fill);
+    start(f, fill, r->client);
 }

@@ -50,7 +50,8 @@ typedef struct Request {
 /* Workers, which call @decided with the lock held when blocks are. */
 typedef struct Fills Fills;
 Fills *fills_new(Store *s, void (*decided)(Client *c));
-void fills_free(Fills *f);      /* waits for what is under way */
+/* False, and nothing is freed, if any is under way: a disk may hang. */
+bool fills_free(Fills *f);
 
 /* --- with the store's lock held ------------------------------------------ */
 

@@ -214,18 +214,29 @@ Layers *layers_new(Store *s, unsigned idle_seconds, void (*changed)(void))
     return l;
 }
 
-void layers_free(Layers *l)
+void layers_end(Layers *l)
 {
     Layer *layer, *next;
 
     qatomic_set(&l->stop, true);
     wake(l);
     qemu_thread_join(&l->thread);
-    WITH_QEMU_LOCK_GUARD(&l->store->lock) {
-        QTAILQ_FOREACH_SAFE(layer, &l->all, next, next) {
-            remove_layer(l, layer);
+    QEMU_LOCK_GUARD(&l->store->lock);
+    QTAILQ_FOREACH_SAFE(layer, &l->all, next, next) {
+        /* a thread whose read hangs would keep the file, and so the lease */
+        if (layer->state == LAYER_LEASED) {
+            break_lease(layer, "the store daemon ends");
+        } else if (layer->state == LAYER_NEW) {
+            layer->state = LAYER_REFUSED;
+            layer->error = ECANCELED;
         }
+        remove_layer(l, layer);
     }
+    qemu_cond_broadcast(&l->decided);
+}
+
+void layers_free(Layers *l)
+{
     qemu_cond_destroy(&l->decided);
     g_free(l);
 }

@@ -61,6 +61,9 @@ typedef struct Layers Layers;
 
 /* The lease thread calls @changed, without a lock, when leases have broken. */
 Layers *layers_new(Store *s, unsigned idle_seconds, void (*changed)(void));
+/* Give all leases back: nothing has one any more. */
+void layers_end(Layers *l);
+/* After layers_end(), when nobody uses it. */
 void layers_free(Layers *l);
 
 /*

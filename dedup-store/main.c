@@ -339,9 +339,16 @@ static void be_prepared(void)
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);         /* it has all guests' memory */
 }
 
+/* Who comes now is to start another one. */
+static void remove_socket(void)
+{
+    unlink(opts.socket);
+}
+
 static int run_daemon(void)
 {
     unsigned sockets = check_socket_activation();
+    bool idle;
 
     if (sockets > 1) {
         error_report("systemd has passed %u sockets, not one", sockets);
@@ -366,17 +373,16 @@ static int run_daemon(void)
         qemu_write_pidfile(opts.pidfile, &error_fatal);
     }
     be_prepared();
-    server_run();
+    idle = server_run(sockets ? NULL : remove_socket);
     if (!sockets) {
         g_autofree char *lock = g_strconcat(opts.socket, ".lock", NULL);
 
-        unlink(opts.socket);
         unlink(lock);
     }
     if (opts.pidfile) {
         unlink(opts.pidfile);
     }
-    if (QTAILQ_EMPTY(&server.clients)) {
+    if (idle) {
         store_free(server.store);
     }
     return 0;

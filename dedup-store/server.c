@@ -241,8 +241,10 @@ static void end_all(void)
     }
 }
 
-void server_run(void)
+bool server_run(void (*leave)(void))
 {
+    bool idle;
+
     QTAILQ_INIT(&server.clients);
     server.loop = g_main_loop_new(NULL, false);
     server.layers = layers_new(server.store, server.layer_idle, leases_changed);
@@ -254,9 +256,14 @@ void server_run(void)
     g_unix_signal_add(SIGTERM, on_signal, NULL);
     g_unix_signal_add(SIGINT, on_signal, NULL);
     g_main_loop_run(server.loop);
+    if (leave) {
+        leave();
+    }
     end_all();
-    fills_free(server.fills);
-    if (QTAILQ_EMPTY(&server.clients)) {
+    layers_end(server.layers);
+    idle = fills_free(server.fills) && QTAILQ_EMPTY(&server.clients);
+    if (idle) {
         layers_free(server.layers);
     }
+    return idle;
 }

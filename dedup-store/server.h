@@ -44,10 +44,11 @@ typedef struct Server {
 extern Server server;
 
 /*
- * Serve until there is nothing to do, or a signal.  If a client is left then, a
- * thread of it hangs and may come back: what it uses must stay.
+ * Serve until there is nothing to do, or a signal; then call @leave, if not
+ * NULL, before who is connected hears of it.  False if a thread is left that
+ * hangs and may come back: what it uses must stay.
  */
-void server_run(void);
+bool server_run(void (*leave)(void));
 
 /*
  * Drop what is idle, and how many frames that were; have the clients let go of

@@ -24,12 +24,16 @@ def run(*command):
 
 
 class SlowDisk:
-    """A context: self.path is where the file system is mounted."""
+    """A context: self.path is where the file system is mounted.
+
+    With self.hang() all its reads and writes wait, until self.go_on().
+    """
 
     def __init__(self, program, size, latency_us, mb_per_s=0):
         self.program, self.size = program, size
         self.limits = [f'--latency-us={latency_us}', f'--mb-per-s={mb_per_s}']
         self.undo = []
+        self.flag = ''
 
     def __enter__(self):
         try:
@@ -50,7 +54,7 @@ class SlowDisk:
         fuse, self.path = os.path.join(top, 'fuse'), os.path.join(top, 'mnt')
         os.mkdir(fuse)
         os.mkdir(self.path)
-        backing = os.path.join(top, 'backing')
+        backing, self.flag = (os.path.join(top, n) for n in ('backing', 'hang'))
         with open(backing, 'wb') as f:
             f.truncate(self.size)
         self.start(backing, fuse)
@@ -64,7 +68,7 @@ class SlowDisk:
     def start(self, backing, fuse):
         # pylint: disable-next=consider-using-with
         p = subprocess.Popen([self.program, '-f', f'--file={backing}',
-                              *self.limits, fuse])
+                              f'--hang-file={self.flag}', *self.limits, fuse])
         self.undo.append(lambda: (run('umount', fuse), p.wait()))
         for _ in range(100):
             if os.path.exists(os.path.join(fuse, 'disk')):
@@ -77,7 +81,16 @@ class SlowDisk:
         p.wait()
         raise Unavailable('the FUSE file system did not come up')
 
+    def hang(self):
+        with open(self.flag, 'wb'):
+            pass
+
+    def go_on(self):
+        if os.path.exists(self.flag):
+            os.unlink(self.flag)
+
     def __exit__(self, *_):
+        self.go_on()
         while self.undo:
             try:
                 self.undo.pop()()
