@@ -237,9 +237,24 @@ static bool send_flag(Client *c, bool *flag, DedupMsgType type)
     return true;
 }
 
+/* What was idle when it asked is gone. */
+static bool send_reclaimed(Client *c)
+{
+    if (!c->reclaim_request || server.dropping) {
+        return true;
+    }
+    if (!send_plain(c, DEDUP_MSG_RECLAIMED, server.dropped - c->reclaim_from,
+                    c->reclaim_request)) {
+        return false;
+    }
+    c->reclaim_request = 0;
+    return true;
+}
+
 static bool send_all(Client *c)
 {
     return send_layers(c) && send_requests(c) && send_status(c) &&
+           send_reclaimed(c) &&
            send_flag(c, &c->want_trim, DEDUP_MSG_TRIM) &&
            send_flag(c, &c->want_alive, DEDUP_MSG_ALIVE);
 }
@@ -589,7 +604,6 @@ static const char *on_ask_status(Client *c, const Message *m)
 static const char *on_reclaim(Client *c, const Message *m)
 {
     const char *wrong = check_request(c, m, 0);
-    unsigned n;
 
     if (wrong || !has_size(m, sizeof(m->header), 0) || m->header.count) {
         return wrong ?: "RECLAIM: wrong size";
@@ -597,9 +611,12 @@ static const char *on_reclaim(Client *c, const Message *m)
     if (!CHECK("reclaim-uid", c->uid == 0 || c->uid == geteuid())) {
         return "RECLAIM: only root and the store daemon's user may";
     }
-    n = server_reclaim();
-    return send_plain(c, DEDUP_MSG_RECLAIMED, n, m->header.request)
-           ? NULL : "RECLAIMED could not be sent";
+    if (!c->reclaim_request) {
+        c->reclaim_from = server.dropped;
+    }
+    c->reclaim_request = m->header.request;
+    server_reclaim();
+    return NULL;
 }
 
 static const char *handle_client(Client *c, Message *m)

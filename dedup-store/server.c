@@ -180,23 +180,61 @@ static void exit_if_idle(void)
     }
 }
 
-unsigned server_reclaim(void)
+/* Those that wait for it are told that what was idle is gone. */
+static void reclaimed(void)
+{
+    Client *c;
+
+    QEMU_LOCK_GUARD(&server.store->lock);
+    QTAILQ_FOREACH(c, &server.clients, next) {
+        if (c->fd >= 0 && c->reclaim_request) {
+            client_kick(c);
+        }
+    }
+}
+
+/* So few at a time that nobody is kept waiting. */
+static gboolean on_drop(gpointer opaque)
+{
+    unsigned most = MIN(server.to_drop, STORE_RECLAIM_MOST);
+    unsigned done = store_reclaim(server.store, most);
+
+    server.dropped += done;
+    server.to_drop = done < most ? 0 : server.to_drop - done;
+    if (server.to_drop) {
+        return G_SOURCE_CONTINUE;
+    }
+    server.dropping = 0;
+    reclaimed();
+    return G_SOURCE_REMOVE;
+}
+
+static void start_drop(unsigned n)
+{
+    server.to_drop = MAX(server.to_drop, n);
+    if (!server.dropping) {
+        server.dropping = g_idle_add_full(G_PRIORITY_DEFAULT, on_drop, NULL,
+                                          NULL);
+    }
+}
+
+void server_reclaim(void)
 {
     server.reclaim_until = g_get_monotonic_time() + RECLAIM_US;
     WITH_QEMU_LOCK_GUARD(&server.store->lock) {
         server.want_trim = true;
     }
-    return store_reclaim(server.store, UINT_MAX);
+    start_drop(UINT_MAX);
 }
 
 static gboolean on_second(gpointer opaque)
 {
     end_silent();
     if (g_get_monotonic_time() < server.reclaim_until) {
-        store_reclaim(server.store, UINT_MAX);
+        start_drop(UINT_MAX);
     } else if (memory_is_short()) {
         /* an eighth of what is idle; more in a second, if that is not enough */
-        store_reclaim(server.store, server.store->nidle / 8 + 1);
+        start_drop(server.store->nidle / 8 + 1);
     }
     store_punch_holes(server.store);
     exit_if_idle();

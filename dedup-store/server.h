@@ -39,6 +39,9 @@ typedef struct Server {
     bool want_trim;             /* by the lock: the store is full */
     int64_t next_trim;
     int64_t reclaim_until;      /* us: what becomes idle until then goes */
+    unsigned to_drop;           /* idle frames, little by little */
+    unsigned dropping;          /* GLib's source that does, or 0 */
+    uint64_t dropped;           /* frames, in all */
 } Server;
 
 extern Server server;
@@ -51,10 +54,11 @@ extern Server server;
 bool server_run(void (*leave)(void));
 
 /*
- * Drop what is idle, and how many frames that were; have the clients let go of
- * what they do not use, and drop that when they have.
+ * Drop what is idle, in the background, and tell clients that have asked for it
+ * when that is done; have the clients let go of what they do not use, and drop
+ * that when they have.
  */
-unsigned server_reclaim(void);
+void server_reclaim(void);
 
 /* --- client.c ------------------------------------------------------------- */
 
@@ -89,6 +93,8 @@ struct Client {
     char *status;               /* to be sent from @sent on */
     size_t sent;
     uint64_t status_request;
+    uint64_t reclaim_request;   /* it waits for RECLAIMED; 0: it does not */
+    uint64_t reclaim_from;      /* server.dropped then */
     GQueue jobs;                /* of its opener thread */
     bool opener;                /* its thread runs: it stays until then */
     QTAILQ_ENTRY(Client) next;

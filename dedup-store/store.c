@@ -209,23 +209,39 @@ static Frame *take_idle(Store *s)
     return f;
 }
 
-unsigned store_reclaim(Store *s, unsigned n)
+/* Take at most @n idle frames, the oldest first; and how many. */
+static unsigned take_idles(Store *s, uint32_t *slots, unsigned n)
 {
-    unsigned done;
+    unsigned i;
 
-    for (done = 0; done < n; done++) {
-        Frame *f;
+    QEMU_LOCK_GUARD(&s->lock);
+    for (i = 0; i < n; i++) {
+        Frame *f = take_idle(s);
 
-        WITH_QEMU_LOCK_GUARD(&s->lock) {
-            f = take_idle(s);
-        }
         if (!f) {
             break;
         }
-        frames_drop(&s->frames, frame_slot(s, f), 1);
-        WITH_QEMU_LOCK_GUARD(&s->lock) {
-            put_free(s, f);
+        slots[i] = frame_slot(s, f);
+    }
+    return i;
+}
+
+unsigned store_reclaim(Store *s, unsigned n)
+{
+    uint32_t slots[STORE_RECLAIM_MOST];
+    unsigned i, run, done;
+
+    done = take_idles(s, slots, MIN(n, STORE_RECLAIM_MOST));
+    for (i = 0; i < done; i += run) {
+        run = 1;
+        while (i + run < done && slots[i + run] == slots[i] + run) {
+            run++;
         }
+        frames_drop(&s->frames, slots[i], run);
+    }
+    QEMU_LOCK_GUARD(&s->lock);
+    for (i = 0; i < done; i++) {
+        put_free(s, &s->table[slots[i]]);
     }
     trace_dedup_store_reclaim(n, done);
     return done;

@@ -101,7 +101,12 @@ void store_free(Store *s);
 void store_keep(Store *s, const uint8_t *buf, unsigned n, uint32_t flags,
                 Kept *kept);
 
-/* Drop frames that nobody uses, the oldest first, at most @n; and how many. */
+/*
+ * Drop frames that nobody uses, the oldest first, at most @n of them and
+ * STORE_RECLAIM_MOST; returns how many, fewer than both if that was all.
+ * Takes the lock.
+ */
+#define STORE_RECLAIM_MOST 1024
 unsigned store_reclaim(Store *s, unsigned n);
 
 /* --- with the lock held -------------------------------------------------- */

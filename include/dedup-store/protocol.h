@@ -109,7 +109,8 @@ typedef enum DedupMsgType {
     DEDUP_MSG_ALIVE = 69,       /* DedupMsgHeader */
     DEDUP_MSG_TRIM = 70,        /* DedupMsgHeader */
     DEDUP_MSG_STATUS = 71,      /* DedupMsgStatus, count bytes of text */
-    DEDUP_MSG_RECLAIMED = 72,   /* DedupMsgHeader: count frames were dropped */
+    /* DedupMsgHeader: count frames were dropped; for all RECLAIMs so far */
+    DEDUP_MSG_RECLAIMED = 72,
 } DedupMsgType;
 
 typedef struct DedupMsgHeader {
