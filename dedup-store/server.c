@@ -7,7 +7,9 @@
 #include "qemu/osdep.h"
 #include <glib-unix.h>
 #include <sys/socket.h>
+#include "qemu/cutils.h"
 #include "qemu/lockable.h"
+#include "dedup-store/send.h"
 #include "checks.h"
 #include "memory-limit.h"
 #include "server.h"
@@ -68,7 +70,8 @@ static void end_silent(void)
     }
 }
 
-static bool may_connect(int fd)
+/* May it, or why not? */
+static const char *refuse_connection(int fd)
 {
     struct ucred cred = { .pid = -1, .uid = -1 };
     socklen_t size = sizeof(cred);
@@ -79,9 +82,20 @@ static bool may_connect(int fd)
         hung = opener_count(cred.uid);
         processes = count_processes(cred.pid);
     }
-    return server.nclients < MAX_CLIENTS &&
-           CHECK("connections", processes < MAX_OF_PROCESS) &&
-           CHECK("hung", hung < MAX_HUNG);
+    return server.nclients >= MAX_CLIENTS ? "there are too many clients" :
+           !CHECK("connections", processes < MAX_OF_PROCESS)
+           ? "this process has too many connections" :
+           !CHECK("hung", hung < MAX_HUNG)
+           ? "files of this user hang" : NULL;
+}
+
+static void refuse_fd(int fd, const char *why)
+{
+    DedupMsgRefused m = { .header.type = DEDUP_MSG_REFUSED };
+
+    pstrcpy(m.text, sizeof(m.text), why);
+    dedup_send(fd, &m, sizeof(m), NULL, 0, -1);
+    close(fd);
 }
 
 static gboolean listen_again(gpointer opaque);
@@ -90,15 +104,20 @@ static gboolean on_connection(gint listener, GIOCondition condition,
                               gpointer opaque)
 {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    const char *why;
 
     if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
         /* who connects stays in the queue: look again when some have gone */
         g_timeout_add(ACCEPT_PAUSE_MS, listen_again, NULL);
         return G_SOURCE_REMOVE;
     }
-    if (fd >= 0 && !may_connect(fd)) {
-        close(fd);
-    } else if (fd >= 0) {
+    if (fd < 0) {
+        return G_SOURCE_CONTINUE;
+    }
+    why = refuse_connection(fd);
+    if (why) {
+        refuse_fd(fd, why);
+    } else {
         client_new(fd);
         end_silent();
     }

@@ -26,6 +26,9 @@
 /* A connection is tried so often. */
 #define RECONNECT_US G_USEC_PER_SEC
 
+/* READs of one image that are with the daemon: its disk may hang. */
+#define MAX_READS_OF_LAYER (DEDUP_LIMIT_REQUESTS * 3 / 4)
+
 /* What became of a block, so far. */
 enum { NOTHING, PENDING, DECIDED };
 
@@ -54,6 +57,7 @@ typedef struct Request {
     void *own_body;             /* SAY: freed with it */
     int fd;                     /* LAYER: the coroutine's */
     uint64_t connection;        /* READ, LAYER: that it is for; 0: any */
+    uint32_t layer;             /* READ: the number of its first extent's */
     DedupAnswers *answers;      /* READ, PUT: of the coroutine */
     unsigned n, left;           /* blocks; those that are not decided */
     uint8_t state[DEDUP_READ_BLOCKS];
@@ -89,6 +93,7 @@ struct DedupClient {
     DedupHeld *held;
     RequestList unsent, sent;
     DedupClientLayer *layers[DEDUP_LIMIT_LAYERS];
+    uint8_t reads[DEDUP_LIMIT_LAYERS];  /* that are with the daemon */
     /* of layers, in use */
     unsigned long numbers[BITS_TO_LONGS(DEDUP_LIMIT_LAYERS)];
 };
@@ -144,6 +149,7 @@ static void give_up(DedupClient *c, Request *r)
 static void remove_sent(DedupClient *c, Request *r)
 {
     QTAILQ_REMOVE(&c->sent, r, next);
+    c->reads[r->layer] -= r->kind == READ;
     c->nsent--;
     request_free(r);
 }
@@ -182,7 +188,24 @@ static void was_sent(DedupClient *c, Request *r)
     r->body = NULL;
     r->fd = -1;
     QTAILQ_INSERT_TAIL(&c->sent, r, next);
+    c->reads[r->layer] += r->kind == READ;
     c->nsent++;
+}
+
+/* The next one to be sent; images whose disks hang do not keep others. */
+static Request *next_unsent(DedupClient *c)
+{
+    Request *r;
+
+    if (c->nsent >= DEDUP_LIMIT_REQUESTS) {
+        return NULL;
+    }
+    QTAILQ_FOREACH(r, &c->unsent, next) {
+        if (r->kind != READ || c->reads[r->layer] < MAX_READS_OF_LAYER) {
+            break;
+        }
+    }
+    return r;
 }
 
 static void end_connection(DedupClient *c, const char *why)
@@ -198,9 +221,7 @@ static void send_all(DedupClient *c)
 {
     Request *r;
 
-    while (c->sock >= 0 && !c->full && !c->wrong &&
-           c->nsent < DEDUP_LIMIT_REQUESTS &&
-           (r = QTAILQ_FIRST(&c->unsent))) {
+    while (c->sock >= 0 && !c->full && !c->wrong && (r = next_unsent(c))) {
         if (has_id(r)) {
             r->id = r->head.header.request = c->last_id + 1;
         }
@@ -470,13 +491,15 @@ static void adopt(DedupClient *c, int sock, int frames,
     trace_dedup_client_connect(c->path, w->nslots, again);
 }
 
-static int try_connect(DedupClient *c, Error **errp)
+/* Takes @limit_ms at most, and ends if @stop_fd, if it is one, is readable. */
+static int try_connect(DedupClient *c, unsigned limit_ms, int stop_fd,
+                       Error **errp)
 {
     DedupMsgWelcome welcome;
     int frames, sock;
 
-    sock = dedup_greet(c->path, c->kind, c->token, c->limit / 1000, &welcome,
-                       &frames, errp);
+    sock = dedup_greet(c->path, c->kind, c->token, limit_ms, stop_fd,
+                       &welcome, &frames, errp);
     if (sock < 0) {
         return sock;
     }
@@ -496,6 +519,7 @@ static void forget_connection(DedupClient *c, const char *why)
     close(c->sock);
     c->sock = -1;
     c->nsent = 0;
+    memset(c->reads, 0, sizeof(c->reads));
     give_up_all(c, &c->unsent);
     give_up_all(c, &c->sent);
     for (i = 0; i < DEDUP_LIMIT_LAYERS; i++) {
@@ -540,39 +564,62 @@ static void receive_all(DedupClient *c, const char **why)
 /* How long may @r still wait?  us; not more than 0: it has waited enough. */
 static int64_t time_left(DedupClient *c, const Request *r, int64_t now)
 {
-    return MAX(r->since, c->heard) + c->limit - now;
+    /* the bytes of a put are at hand: there is nothing to wait for so long */
+    return (r->kind == PUT ? r->since : MAX(r->since, c->heard)) +
+           c->limit - now;
+}
+
+static void unname_layer(DedupClient *c, uint32_t number);
+
+/* An unsent one has waited too long. */
+static void give_up_unsent(DedupClient *c, Request *r)
+{
+    QTAILQ_REMOVE(&c->unsent, r, next);
+    give_up(c, r);
+    if (r->kind == LAYER) {
+        unname_layer(c, r->head.layer.layer);
+    }
+    request_free(r);
+}
+
+/* us until the next of @list has waited too long, at most @next; *n have. */
+static int64_t end_waiting_of(DedupClient *c, RequestList *list, int64_t now,
+                              int64_t next, unsigned *n)
+{
+    Request *r, *after;
+    int64_t left;
+
+    QTAILQ_FOREACH_SAFE(r, list, next, after) {
+        left = time_left(c, r, now);
+        if (!r->waiter) {
+            continue;
+        }
+        if (left > 0) {
+            next = MIN(next, left);
+            continue;
+        }
+        ++*n;
+        if (list == &c->unsent) {
+            give_up_unsent(c, r);
+        } else {
+            give_up(c, r);
+        }
+    }
+    return next;
 }
 
 /* us until the next request has waited too long. */
 static int64_t end_waiting(DedupClient *c)
 {
-    int64_t now = g_get_monotonic_time(), next = c->limit, left;
-    Request *r, *after;
+    int64_t now = g_get_monotonic_time(), next = c->limit;
     unsigned n = 0;
 
     QEMU_LOCK_GUARD(&c->lock);
-    QTAILQ_FOREACH(r, &c->sent, next) {
-        left = time_left(c, r, now);
-        if (r->waiter && left <= 0) {
-            give_up(c, r);
-            n++;
-        } else if (r->waiter) {
-            next = MIN(next, left);
-        }
-    }
-    QTAILQ_FOREACH_SAFE(r, &c->unsent, next, after) {
-        left = time_left(c, r, now);
-        if (r->waiter && left <= 0) {
-            QTAILQ_REMOVE(&c->unsent, r, next);
-            give_up(c, r);
-            request_free(r);
-            n++;
-        } else if (r->waiter) {
-            next = MIN(next, left);
-        }
-    }
+    next = end_waiting_of(c, &c->sent, now, next, &n);
+    next = end_waiting_of(c, &c->unsent, now, next, &n);
     if (n) {
-        c->silent = true;
+        /* it may speak, and only be slow */
+        c->silent = now - c->heard >= c->limit;
         trace_dedup_client_silent(c->path, n);
     }
     return next;
@@ -637,7 +684,8 @@ static void *client_thread(void *opaque)
 
     while (!qatomic_read(&c->stop)) {
         next = g_get_monotonic_time() + RECONNECT_US;
-        if (c->sock >= 0 || !try_connect(c, NULL)) {
+        if (c->sock >= 0 ||
+            !try_connect(c, c->limit / 1000, wake.fd, NULL)) {
             disconnect(c, converse(c));
         }
         while (!qatomic_read(&c->stop) && g_get_monotonic_time() < next) {
@@ -681,7 +729,8 @@ static DedupClient *client_find(const char *path, DedupStoreKind kind)
 }
 
 DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
-                              unsigned silence_ms, bool *absent, Error **errp)
+                              unsigned silence_ms, unsigned connect_ms,
+                              bool *absent, Error **errp)
 {
     DedupClient *c = client_find(path, kind) ?: client_new(path, kind);
     int ret = 0;
@@ -689,7 +738,7 @@ DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
     GLOBAL_STATE_CODE();
     if (!c->refs) {
         c->limit = silence_ms * 1000LL;
-        ret = try_connect(c, errp);
+        ret = try_connect(c, connect_ms, -1, errp);
         *absent = ret == -ENOENT;
         if (ret < 0) {
             return NULL;
@@ -817,6 +866,7 @@ void coroutine_fn dedup_client_read(DedupClient *c, uint64_t connection,
     assert(n && blocks <= DEDUP_READ_BLOCKS);
     r->head.read.flags = flags;
     r->connection = connection;
+    r->layer = extents[0].layer;
     r->body = extents;
     r->body_size = n * sizeof(*extents);
     ask_blocks(c, r, blocks, answers);
@@ -870,21 +920,29 @@ static bool number_layer(DedupClient *c, DedupClientLayer *l)
     return true;
 }
 
+/* The daemon was never told of @number, with the lock held. */
+static void unname_layer(DedupClient *c, uint32_t number)
+{
+    *c->layers[number] = (DedupClientLayer) { 0 };
+    c->layers[number] = NULL;
+    clear_bit(number, c->numbers);
+}
+
 /*
- * @l has no number any more, with the lock held.  A number whose state was not
- * heard stays in use: the daemon may still be at it.
+ * @l has no number any more, with the lock held.  One whose state was not heard
+ * stays in use: the daemon may still be at it.
  */
-static void forget_layer(DedupClient *c, DedupClientLayer *l, bool free_number)
+static void forget_layer(DedupClient *c, DedupClientLayer *l)
 {
     Request *r = find_layer_request(c, l->number);
 
     if (r) {
         remove_sent(c, r);
     }
-    c->layers[l->number] = NULL;
-    if (free_number) {
+    if (l->state) {
         clear_bit(l->number, c->numbers);
     }
+    c->layers[l->number] = NULL;
     *l = (DedupClientLayer) { 0 };
 }
 
@@ -905,7 +963,7 @@ void coroutine_fn dedup_client_open_layer(DedupClient *c, DedupClientLayer *l,
     if (!ask(c, r)) {
         QEMU_LOCK_GUARD(&c->lock);
         if (is_named(c, l)) {
-            forget_layer(c, l, true);
+            unname_layer(c, l->number);
         }
     }
 }
@@ -919,7 +977,7 @@ void dedup_client_close_layer(DedupClient *c, DedupClientLayer *l)
             r->head.layer.layer = l->number;
             QTAILQ_INSERT_TAIL(&c->unsent, r, next);
             r = NULL;
-            forget_layer(c, l, l->state);
+            forget_layer(c, l);
             send_all(c);
         }
         *l = (DedupClientLayer) { 0 };

@@ -9,8 +9,9 @@
  *
  * Invariants
  *
- * - No request waits for longer than the limit on the daemon's silence.  One
- *   that has waited so long is answered DEDUP_ANSWER_FAILED for each block that
+ * - No request waits for longer than the limit on the daemon's silence; a put
+ *   waits so long in all, whatever the daemon says meanwhile.  One that has
+ *   waited so long is answered DEDUP_ANSWER_FAILED for each block that
  *   is not decided; what the daemon says of these later is only noted as held.
  *   While it is silent nothing is asked, and nothing waits.
  * - All that the daemon says is checked.  After anything wrong the connection
@@ -19,7 +20,8 @@
  * - The peer is root, this process's user, or the owner of the socket's
  *   directory: who else listens there could have guests read wrong bytes.
  * - Request numbers ascend in the order in which messages are sent, and are not
- *   used again.  At most DEDUP_LIMIT_REQUESTS are with the daemon.
+ *   used again.  At most DEDUP_LIMIT_REQUESTS are with the daemon, and fewer of
+ *   one image: if its disk hangs, reads of other images do not.
  *
  * A request, and who moves it on:
  *
@@ -48,14 +50,16 @@ typedef struct DedupClient DedupClient;
  * The client of the store daemon that listens at @path; it is connected.
  * @silence_ms is the limit on its silence, for the first who asks for @path.
  * NULL with *errp set if there is no such daemon, or not of this @kind; and
- * *absent, if nobody listens there.
- * Main loop; waits for the daemon up to that limit.
+ * *absent, if nobody listens there, or not any more.
+ * Main loop; waits for the daemon up to @connect_ms.
  */
 DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
-                              unsigned silence_ms, bool *absent, Error **errp);
+                              unsigned silence_ms, unsigned connect_ms,
+                              bool *absent, Error **errp);
 
 /*
- * No request is in flight.  When the last one puts it, the connection ends; the
+ * No request is in flight.  When the last one puts it, the connection ends, at
+ * once, whatever the daemon does; the
  * daemon keeps what is held until the process is gone, or gets it again.
  */
 void dedup_client_put(DedupClient *c);

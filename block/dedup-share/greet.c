@@ -22,15 +22,26 @@ static int64_t now_ms(void)
     return g_get_monotonic_time() / 1000;
 }
 
-static bool wait_for(int sock, short events, int64_t deadline)
+/* How long a connection may take. */
+typedef struct Limit {
+    int64_t deadline;           /* ms */
+    int stop_fd;                /* -1, or it ends when this is readable */
+} Limit;
+
+/* Wait for @sock, or for @ms if it is -1; false when the limit is reached. */
+static bool wait_for(const Limit *limit, int sock, int64_t ms)
 {
-    struct pollfd p = { .fd = sock, .events = events };
+    struct pollfd fds[] = {
+        { .fd = sock, .events = POLLIN },
+        { .fd = limit->stop_fd, .events = POLLIN },
+    };
     int64_t left;
 
     do {
-        left = MAX(deadline - now_ms(), 0);
-    } while (poll(&p, 1, left) < 0 && errno == EINTR);
-    return p.revents;
+        left = MAX(limit->deadline - now_ms(), 0);
+    } while (poll(fds, ARRAY_SIZE(fds), MIN(left, ms)) < 0 && errno == EINTR);
+    return !fds[1].revents && (sock < 0 ? now_ms() < limit->deadline
+                                        : fds[0].revents);
 }
 
 static void close_fds(const int *fds, unsigned n)
@@ -88,7 +99,7 @@ ssize_t dedup_receive(int sock, void *buf, size_t size, int *fd)
 
 /* --- connecting ----------------------------------------------------------- */
 
-static int connect_to(const char *path, int64_t deadline, Error **errp)
+static int connect_to(const char *path, const Limit *limit, Error **errp)
 {
     struct sockaddr_un addr = { .sun_family = AF_UNIX };
     int sock, ret;
@@ -102,8 +113,8 @@ static int connect_to(const char *path, int64_t deadline, Error **errp)
     sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     ret = sock < 0 ? -1 : connect(sock, (struct sockaddr *)&addr,
                                   sizeof(addr));
-    while (ret < 0 && sock >= 0 && errno == EAGAIN && now_ms() < deadline) {
-        g_usleep(1000);         /* many connect at the same time */
+    /* many connect at the same time */
+    while (ret < 0 && sock >= 0 && errno == EAGAIN && wait_for(limit, -1, 1)) {
         ret = connect(sock, (struct sockaddr *)&addr, sizeof(addr));
     }
     if (ret < 0) {
@@ -138,8 +149,8 @@ static bool check_peer(int sock, const char *path, Error **errp)
     return false;
 }
 
-static bool say_hello(int sock, DedupStoreKind kind,
-                      const uint8_t token[DEDUP_TOKEN_SIZE])
+static int say_hello(int sock, DedupStoreKind kind,
+                     const uint8_t token[DEDUP_TOKEN_SIZE], Error **errp)
 {
     DedupMsgHello h = {
         .header.type = DEDUP_MSG_HELLO, .magic = DEDUP_PROTOCOL_MAGIC,
@@ -147,7 +158,15 @@ static bool say_hello(int sock, DedupStoreKind kind,
     };
 
     memcpy(h.token, token, DEDUP_TOKEN_SIZE);
-    return send(sock, &h, sizeof(h), MSG_NOSIGNAL) == sizeof(h);
+    if (send(sock, &h, sizeof(h), MSG_NOSIGNAL) == sizeof(h)) {
+        return 0;
+    }
+    /* what it has said before it ended the connection is heard next */
+    if (errno == EPIPE || errno == ECONNRESET) {
+        return 0;
+    }
+    error_setg_errno(errp, errno, "socket: cannot talk to the store daemon");
+    return -EPROTO;
 }
 
 /* Is @fd what a guest's memory can be mapped from, and never written by us? */
@@ -175,8 +194,8 @@ static bool check_welcome(const DedupMsgWelcome *w, ssize_t got,
             (fd >= 0 && check_frames(fd, w->nslots)));
 }
 
-static bool hear_welcome(int sock, DedupStoreKind kind, int64_t deadline,
-                         DedupMsgWelcome *welcome, int *fd, Error **errp)
+static int hear_welcome(int sock, DedupStoreKind kind, const Limit *limit,
+                        DedupMsgWelcome *welcome, int *fd, Error **errp)
 {
     union {
         DedupMsgHeader header;
@@ -184,20 +203,27 @@ static bool hear_welcome(int sock, DedupStoreKind kind, int64_t deadline,
         DedupMsgRefused refused;
     } m;
     ssize_t got = -EAGAIN;
+    int ret = -EPROTO;
 
     *fd = -1;
-    if (wait_for(sock, POLLIN, deadline)) {
+    if (wait_for(limit, sock, INT_MAX)) {
+        got = dedup_receive(sock, &m, sizeof(m), fd);
+    }
+    if (got == -ECONNRESET) {       /* what it said comes behind that */
         got = dedup_receive(sock, &m, sizeof(m), fd);
     }
     if (got == -EAGAIN) {
         error_setg(errp, "socket: the store daemon does not answer");
+    } else if (!got || got == -ECONNRESET) {
+        error_setg(errp, "socket: the store daemon has just ended; try again");
+        ret = -ENOENT;
     } else if (got == sizeof(m.refused) &&
                m.header.type == DEDUP_MSG_REFUSED) {
         error_setg(errp, "socket: the store daemon refuses: %.*s",
                    DEDUP_TEXT_MAX, m.refused.text);
     } else if (check_welcome(&m.welcome, got, kind, *fd)) {
         *welcome = m.welcome;
-        return true;
+        return 0;
     } else {
         error_setg(errp, "socket: what listens is no store daemon that this "
                    "QEMU knows; start the one of its version");
@@ -205,27 +231,30 @@ static bool hear_welcome(int sock, DedupStoreKind kind, int64_t deadline,
     if (*fd >= 0) {
         close(*fd);
     }
-    return false;
+    return ret;
 }
 
 int dedup_greet(const char *path, DedupStoreKind kind,
                 const uint8_t token[DEDUP_TOKEN_SIZE], unsigned limit_ms,
-                DedupMsgWelcome *welcome, int *frames, Error **errp)
+                int stop_fd, DedupMsgWelcome *welcome, int *frames,
+                Error **errp)
 {
-    int64_t deadline = now_ms() + limit_ms;
-    int sock = connect_to(path, deadline, errp);
+    Limit limit = { .deadline = now_ms() + limit_ms, .stop_fd = stop_fd };
+    int sock = connect_to(path, &limit, errp);
+    int ret = -EPROTO;
 
     if (sock < 0) {
         return sock;
     }
     if (check_peer(sock, path, errp)) {
-        if (!say_hello(sock, kind, token)) {
-            error_setg_errno(errp, errno, "socket: cannot talk to the store "
-                             "daemon");
-        } else if (hear_welcome(sock, kind, deadline, welcome, frames, errp)) {
-            return sock;
-        }
+        ret = say_hello(sock, kind, token, errp);
     }
-    close(sock);
-    return -EPROTO;
+    if (!ret) {
+        ret = hear_welcome(sock, kind, &limit, welcome, frames, errp);
+    }
+    if (ret < 0) {
+        close(sock);
+        return ret;
+    }
+    return sock;
 }

@@ -13,12 +13,14 @@
  * Connect to the store daemon at @path, say HELLO with @token, and check the
  * WELCOME, its peer, and the frames' file that it passes.  Returns the socket,
  * which does not block, and the file in *frames; both are the caller's.
- * -errno with *errp set on error; -ENOENT: nobody listens there.  Takes
- * @limit_ms at most.
+ * -errno with *errp set on error; -ENOENT: nobody listens there, or who did has
+ * just ended.  Takes @limit_ms at most, and ends if @stop_fd, unless it is -1,
+ * is readable.
  */
 int dedup_greet(const char *path, DedupStoreKind kind,
                 const uint8_t token[DEDUP_TOKEN_SIZE], unsigned limit_ms,
-                DedupMsgWelcome *welcome, int *frames, Error **errp);
+                int stop_fd, DedupMsgWelcome *welcome, int *frames,
+                Error **errp);
 
 /*
  * Receive a message of at most @size bytes, which it is if the return value

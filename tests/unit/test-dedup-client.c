@@ -9,6 +9,7 @@
 
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include "block/aio.h"
@@ -75,8 +76,8 @@ static DedupClient *get(void)
 {
     bool absent;
 
-    return dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS, &absent,
-                            &error_abort);
+    return dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS, LIMIT_MS,
+                            &absent, &error_abort);
 }
 
 /* --- in coroutines -------------------------------------------------------- */
@@ -459,7 +460,7 @@ static void test_stopped(void)
 
     setup();
     start_daemon("16M");
-    c = dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, 300, &absent,
+    c = dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, 300, LIMIT_MS, &absent,
                          &error_abort);
     kill(daemon_pid, SIGSTOP);
     put(&q, c, bytes, 4);
@@ -482,6 +483,53 @@ static void test_stopped(void)
     teardown();
 }
 
+/* An image that could not be named in time is named later. */
+static void test_named_too_late(void)
+{
+    enum { MANY = DEDUP_LIMIT_REQUESTS };
+    g_autofree Ask *q = g_new0(Ask, MANY);
+    DedupClientLayer l = { 0 };
+    uint64_t connection;
+    uint32_t number;
+    DedupClient *c;
+    unsigned i;
+    bool absent, name;
+    Ask read;
+
+    setup();
+    start_daemon("16M");
+    c = dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, 300, LIMIT_MS, &absent,
+                         &error_abort);
+    kill(daemon_pid, SIGSTOP);
+    for (i = 0; i < MANY; i++) {
+        q[i] = (Ask) { .c = c, .buf = bytes, .n = 1 };
+        begin(&q[i]);
+    }
+    g_assert_cmpint(open_layer(c, &l), ==, 0);
+    for (i = 0; i < MANY; i++) {
+        end(&q[i]);
+        dedup_client_done(&q[i].a);
+    }
+    kill(daemon_pid, SIGCONT);
+    while (!dedup_client_is_up(c)) {
+        g_usleep(1000);
+    }
+    g_assert_false(dedup_client_layer_is_leased(c, &l, &number, &connection,
+                                                &name));
+    g_assert_true(name);
+    g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
+    read_layer(&read, c, &l, 5, 9);
+    check_frames(&read.a, bytes + 5 * PAGE);
+    dedup_client_done(&read.a);
+    dedup_client_close_layer(c, &l);
+    put(&read, c, bytes, 1);            /* the connection is the same */
+    check_frames(&read.a, bytes);
+    dedup_client_done(&read.a);
+    dedup_client_put(c);
+    end_daemon(SIGTERM);
+    teardown();
+}
+
 /* --- a daemon that is not one --------------------------------------------- */
 
 typedef struct Script {
@@ -499,6 +547,7 @@ typedef struct Script {
     size_t size;                /* of @m; 0: say nothing */
     int fd;                     /* passed with it, if > 0 */
     unsigned times;             /* that it is said, at most twice */
+    void *(*run)(void *);       /* NULL: run_script() */
     GThread *thread;
     int listener;
 } Script;
@@ -538,7 +587,7 @@ static void listen_for(Script *sc)
     g_assert_cmpint(bind(sc->listener, (struct sockaddr *)&addr,
                          sizeof(addr)), ==, 0);
     g_assert_cmpint(listen(sc->listener, 1), ==, 0);
-    sc->thread = g_thread_new("script", run_script, sc);
+    sc->thread = g_thread_new("script", sc->run ?: run_script, sc);
 }
 
 static void end_script(Script *sc)
@@ -757,7 +806,7 @@ static void test_wrong_welcomes(void)
         }
         listen_for(&sc);
         g_assert_null(dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS,
-                                       &absent, &err));
+                                       LIMIT_MS, &absent, &err));
         g_assert_false(absent);
         g_assert_true(g_str_has_prefix(error_get_pretty(err), "socket: "));
         error_free(err);
@@ -778,10 +827,192 @@ static void test_nobody(void)
 
     setup();
     g_assert_null(dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS,
-                                   &absent, &err));
+                                   LIMIT_MS, &absent, &err));
     g_assert_true(absent);
     g_assert_nonnull(strstr(error_get_pretty(err), "no store daemon listens"));
     error_free(err);
+    teardown();
+}
+
+static void *run_close(void *opaque)
+{
+    Script *sc = opaque;
+
+    close(accept(sc->listener, NULL, NULL));
+    return NULL;
+}
+
+static void *run_hear_and_close(void *opaque)
+{
+    Script *sc = opaque;
+    int s = accept(sc->listener, NULL, NULL);
+    DedupMsgHello hello;
+
+    g_assert_cmpint(recv(s, &hello, sizeof(hello), 0), ==, sizeof(hello));
+    close(s);
+    return NULL;
+}
+
+/* It ends with a connection that it has not accepted. */
+static void *run_end(void *opaque)
+{
+    Script *sc = opaque;
+    struct pollfd p = { .fd = sc->listener, .events = POLLIN };
+
+    g_assert_cmpint(poll(&p, 1, -1), ==, 1);
+    g_usleep(10 * 1000);                /* and perhaps said HELLO */
+    close(sc->listener);
+    sc->listener = -1;
+    return NULL;
+}
+
+/* One that ends before it has said anything is absent. */
+static void test_ending(void)
+{
+    void *(*const runs[])(void *) = { run_close, run_hear_and_close, run_end };
+    unsigned i;
+    bool absent;
+
+    setup();
+    for (i = 0; i < ARRAY_SIZE(runs); i++) {
+        Script sc = { .run = runs[i] };
+        Error *err = NULL;
+
+        listen_for(&sc);
+        g_assert_null(dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, LIMIT_MS,
+                                       LIMIT_MS, &absent, &err));
+        g_assert_true(absent);
+        g_assert_nonnull(strstr(error_get_pretty(err), "just ended"));
+        error_free(err);
+        end_script(&sc);
+    }
+    teardown();
+}
+
+/* Accept, and say nothing, until the peer is gone. */
+static void *run_silent(void *opaque)
+{
+    Script *sc = opaque;
+    DedupMsgHello hello;
+    int s = accept(sc->listener, NULL, NULL);
+
+    sc->times = 1;
+    while (recv(s, &hello, sizeof(hello), 0) > 0) {
+        qatomic_set(&sc->times, 2);
+    }
+    close(s);
+    return NULL;
+}
+
+/* Who is not wanted any more waits for no daemon that does not answer. */
+static void test_put_while_connecting(void)
+{
+    Script sc = { .run = run_silent };
+    DedupClient *c;
+    int64_t start;
+
+    setup();
+    start_daemon("16M");
+    c = get();
+    end_daemon(SIGTERM);
+    listen_for(&sc);
+    while (qatomic_read(&sc.times) < 2) {
+        g_usleep(1000);
+    }
+    start = g_get_monotonic_time();
+    dedup_client_put(c);
+    g_assert_cmpint(g_get_monotonic_time() - start, <, LIMIT_MS * 1000 / 2);
+    end_script(&sc);
+    teardown();
+}
+
+static void say_leased(int s, uint32_t layer)
+{
+    DedupMsgLayerState m = {
+        .header.type = DEDUP_MSG_LAYER_STATE, .layer = layer,
+        .state = DEDUP_LAYER_LEASED,
+    };
+
+    dedup_send(s, &m, sizeof(m), NULL, 0, -1);
+}
+
+static void say_zeroes(int s, uint64_t request, uint64_t serial)
+{
+    DedupMsgAnswer a = {
+        .header = { DEDUP_MSG_ANSWER, 1, request }, .serial = serial,
+    };
+    DedupMsgFrame f = { .answer = DEDUP_ANSWER_ZEROES };
+
+    dedup_send(s, &a, sizeof(a), &f, sizeof(f), -1);
+}
+
+/* The disk of layer 0 hangs; all else is answered. */
+static void *run_hanging_disk(void *opaque)
+{
+    Script *sc = opaque;
+    g_autofree uint8_t *buf = g_malloc(DEDUP_MSG_MAX);
+    int s = accept(sc->listener, NULL, NULL);
+    DedupMsgHeader *h = (void *)buf;
+    DedupMsgExtent *e = (void *)(buf + sizeof(DedupMsgRead));
+    uint64_t serial = 0;
+
+    while (recv(s, buf, DEDUP_MSG_MAX, 0) > 0) {
+        if (h->type == DEDUP_MSG_HELLO) {
+            dedup_send(s, &sc->welcome, sizeof(sc->welcome), NULL, 0,
+                       sc->frames);
+        } else if (h->type == DEDUP_MSG_LAYER) {
+            say_leased(s, ((DedupMsgLayer *)h)->layer);
+        } else if (h->type == DEDUP_MSG_PUT ||
+                   (h->type == DEDUP_MSG_READ && e->layer)) {
+            say_zeroes(s, h->request, ++serial);
+        }
+    }
+    close(s);
+    return NULL;
+}
+
+/* It keeps no request for another image waiting. */
+static void test_hanging_disk(void)
+{
+    enum { MANY = 2 * DEDUP_LIMIT_REQUESTS };
+    g_autofree Ask *q = g_new0(Ask, MANY);
+    DedupClientLayer hangs = { 0 }, other = { 0 };
+    Script sc = honest();
+    DedupClient *c;
+    unsigned i;
+    bool absent;
+    Ask one;
+
+    setup();
+    sc.run = run_hanging_disk;
+    listen_for(&sc);
+    c = dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, 1000, LIMIT_MS, &absent,
+                         &error_abort);
+    g_assert_cmpint(open_layer(c, &hangs), ==, DEDUP_LAYER_LEASED);
+    g_assert_cmpint(open_layer(c, &other), ==, DEDUP_LAYER_LEASED);
+    for (i = 0; i < MANY; i++) {
+        q[i] = (Ask) {
+            .c = c, .connection = hangs.connection,
+            .extent = { .layer = hangs.number, .first = i, .n = 1 },
+        };
+        begin(&q[i]);
+    }
+    for (i = 0; i < 20; i++) {
+        read_layer(&one, c, &other, i, 1);
+        check_all(&one.a, DEDUP_ANSWER_ZEROES);
+        dedup_client_done(&one.a);
+        put(&one, c, bytes, 1);
+        check_all(&one.a, DEDUP_ANSWER_ZEROES);
+        dedup_client_done(&one.a);
+    }
+    g_assert_false(q[0].done);
+    for (i = 0; i < MANY; i++) {
+        end(&q[i]);                     /* the daemon says nothing more */
+        dedup_client_done(&q[i].a);
+    }
+    dedup_client_put(c);
+    end_script(&sc);
+    close(sc.frames);
     teardown();
 }
 
@@ -818,6 +1049,11 @@ int main(int argc, char **argv)
     qemu_init_main_loop(&error_abort);
     g_test_add_func("/dedup/client/nobody", test_nobody);
     g_test_add_func("/dedup/client/put-at-once", test_put_at_once);
+    g_test_add_func("/dedup/client/ending", test_ending);
+    g_test_add_func("/dedup/client/put-while-connecting",
+                    test_put_while_connecting);
+    g_test_add_func("/dedup/client/hanging-disk", test_hanging_disk);
+    g_test_add_func("/dedup/client/named-too-late", test_named_too_late);
     g_test_add_func("/dedup/client/wrong-welcomes", test_wrong_welcomes);
     g_test_add_func("/dedup/client/wrong-answers", test_wrong_answers);
     g_test_add_func("/dedup/client/read", test_read);
