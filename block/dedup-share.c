@@ -70,6 +70,7 @@ static void options_free(DedupShareOptions *o)
     g_free(o->group);
     g_free(o->index_dir);
     g_free(o->socket);
+    g_free(o->path);
     memset(o, 0, sizeof(*o));
 }
 
@@ -387,6 +388,7 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
     if (!options_parse(options, &s->opts, errp)) {
         return -EINVAL;
     }
+    s->opts.path = dedup_find_socket(&s->opts);
     ret = bdrv_open_file_child(NULL, options, "file", bs, errp);
     if (ret < 0) {
         options_free(&s->opts);
@@ -491,6 +493,7 @@ static int dedup_share_reopen_prepare(BDRVReopenState *state,
     if (!options_parse(state->options, &r->opts, errp)) {
         return -EINVAL;
     }
+    r->opts.path = g_strdup(s->opts.path);
     if (!reopen_check(&s->opts, &r->opts, errp) ||
         !dedup_join(&r->opts, &r->group, &r->client, &r->reason, errp)) {
         options_free(&r->opts);

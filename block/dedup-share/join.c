@@ -11,6 +11,12 @@
 #include "join.h"
 #include "start.h"
 
+/* How long a running guest may be kept waiting for a daemon to answer. */
+#define CONNECT_MS 2000
+
+/* How long who starts a guest tries, while another daemon comes or goes. */
+#define START_US (5 * G_USEC_PER_SEC)
+
 /* Has this program no guest, as qemu-img has none? */
 static bool is_tool(void)
 {
@@ -49,9 +55,12 @@ static const DedupStoreOps *find_store(DedupShareStore kind, Error **errp)
         return NULL;
     }
     if (!ops) {
-        error_setg(errp, "store: this program has no Xen store; it needs a "
-                   "QEMU system emulator built with Xen support, running as "
-                   "a Xen guest's device model; use store=off elsewhere");
+        error_setg(errp, kind == DEDUP_SHARE_STORE_XEN
+                   ? "store: this program has no Xen store; it needs a QEMU "
+                     "system emulator built with Xen support, running as a "
+                     "Xen guest's device model; use store=off elsewhere"
+                   : "store: this program has no Linux store; it needs a QEMU "
+                     "system emulator; use store=off elsewhere");
         return NULL;
     }
     return ops->probe(errp) ? ops : NULL;
@@ -121,37 +130,42 @@ static bool check_size(const DedupShareOptions *o, DedupClient *c, Error **errp)
     return false;
 }
 
-/* Another QEMU may have started it: it has until @deadline to listen. */
-static DedupClient *wait_for_daemon(const DedupShareOptions *o,
-                                    const char *socket, int64_t deadline)
+char *dedup_find_socket(const DedupShareOptions *o)
 {
-    DedupClient *c;
-    bool absent;
-
-    do {
-        c = dedup_client_get(socket, DEDUP_STORE_KIND_LINUX,
-                             o->timeout * 1000, &absent, NULL);
-        if (!c && absent) {
-            g_usleep(10 * 1000);
-        }
-    } while (!c && absent && g_get_monotonic_time() < deadline);
-    return c;
+    return o->socket ? g_canonicalize_filename(o->socket, NULL)
+                     : dedup_socket_path(o->group);
 }
 
-static DedupClient *start_daemon(const DedupShareOptions *o,
-                                 const char *socket, Error **errp)
+static DedupClient *connect_to_daemon(const DedupShareOptions *o, bool starting,
+                                      bool *absent, Error **errp)
 {
-    DedupClient *c;
+    unsigned ms = o->timeout * 1000;
 
-    if (!dedup_start_daemon(o->group, socket, o->size, errp)) {
-        return NULL;
+    return dedup_client_get(o->path, DEDUP_STORE_KIND_LINUX, ms,
+                            starting ? ms : MIN(ms, CONNECT_MS), absent, errp);
+}
+
+/* Another QEMU may be starting it, or it may just be ending. */
+static DedupClient *start_daemon(const DedupShareOptions *o, Error **errp)
+{
+    int64_t deadline = g_get_monotonic_time() + START_US;
+
+    for (;;) {
+        bool absent = false;
+        Error *err = NULL;
+        DedupClient *c;
+
+        if (!dedup_start_daemon(o->group, o->path, o->size, errp)) {
+            return NULL;
+        }
+        c = connect_to_daemon(o, true, &absent, &err);
+        if (c || !absent || g_get_monotonic_time() >= deadline) {
+            error_propagate(errp, err);
+            return c;
+        }
+        error_free(err);
+        g_usleep(10 * 1000);
     }
-    c = wait_for_daemon(o, socket, g_get_monotonic_time() + G_USEC_PER_SEC);
-    if (!c) {
-        error_setg(errp, "socket: the store daemon that was started does not "
-                   "listen at '%s'", socket);
-    }
-    return c;
 }
 
 /*
@@ -161,28 +175,18 @@ static DedupClient *start_daemon(const DedupShareOptions *o,
 static DedupClient *join_daemon(const DedupShareOptions *o,
                                 const DedupStoreOps *ops, Error **errp)
 {
-    g_autofree char *socket = o->socket
-        ? g_canonicalize_filename(o->socket, NULL)
-        : dedup_socket_path(o->group);
+    bool starting = !ops || (ops->is_starting && ops->is_starting());
     bool absent = false;
     Error *err = NULL;
     DedupClient *c;
 
-    if (!check_options(o, errp)) {
-        return NULL;
-    }
-    c = dedup_client_get(socket, DEDUP_STORE_KIND_LINUX, o->timeout * 1000,
-                         &absent, &err);
-    if (!c && absent && ops && ops->is_starting && ops->is_starting()) {
+    c = connect_to_daemon(o, starting, &absent, &err);
+    if (!c && absent && ops && starting) {
         error_free(err);
         err = NULL;
-        c = start_daemon(o, socket, &err);
+        c = start_daemon(o, &err);
     }
     error_propagate(errp, err);
-    if (c && !check_size(o, c, errp)) {
-        dedup_client_put(c);
-        c = NULL;
-    }
     return c;
 }
 
@@ -200,30 +204,24 @@ static void warn_once(const char *reason)
     }
 }
 
-static bool try_join(const DedupShareOptions *o, DedupGroup **group,
-                     DedupClient **client, Error **errp)
+/* Nothing can be shared, because of @err, which is taken.  Is that an error? */
+static bool go_without(const DedupShareOptions *o, Error *err, char **reason,
+                       Error **errp)
 {
-    const DedupStoreOps *ops;
-
-    if (o->x_copy) {
-        *client = join_daemon(o, NULL, errp);
-        return *client;
-    }
-    ops = find_store(o->store, errp);
-    if (!ops) {
+    if (o->store != DEDUP_SHARE_STORE_AUTO) {
+        error_propagate(errp, err);
         return false;
     }
-    if (ops->kind == DEDUP_SHARE_STORE_XEN) {
-        *group = join_group(o, errp);
-    } else {
-        *client = join_daemon(o, ops, errp);
-    }
-    return *group || *client;
+    *reason = g_strdup(error_get_pretty(err));
+    warn_once(*reason);
+    error_free(err);
+    return true;
 }
 
 bool dedup_join(const DedupShareOptions *o, DedupGroup **group,
                 DedupClient **client, char **reason, Error **errp)
 {
+    const DedupStoreOps *ops = NULL;
     Error *err = NULL;
 
     *group = NULL;
@@ -236,15 +234,28 @@ bool dedup_join(const DedupShareOptions *o, DedupGroup **group,
         *reason = g_strdup("store: this program has no guest");
         return true;
     }
-    if (try_join(o, group, client, &err)) {
-        return true;
+    if (!o->x_copy) {
+        ops = find_store(o->store, &err);
+        if (!ops) {
+            return go_without(o, err, reason, errp);
+        }
     }
-    if (o->store != DEDUP_SHARE_STORE_AUTO) {
-        error_propagate(errp, err);
+    if (ops && ops->kind == DEDUP_SHARE_STORE_XEN) {
+        *group = join_group(o, &err);
+        return *group || go_without(o, err, reason, errp);
+    }
+    /* what the user has said wrong is an error, whatever the store */
+    if (!check_options(o, errp)) {
         return false;
     }
-    *reason = g_strdup(error_get_pretty(err));
-    warn_once(*reason);
-    error_free(err);
+    *client = join_daemon(o, ops, &err);
+    if (!*client) {
+        return go_without(o, err, reason, errp);
+    }
+    if (!check_size(o, *client, errp)) {
+        dedup_client_put(*client);
+        *client = NULL;
+        return false;
+    }
     return true;
 }

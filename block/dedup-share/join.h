@@ -10,6 +10,12 @@
 #include "node.h"
 
 /*
+ * Where the store daemon of @o listens: an absolute path, as the working
+ * directory may be another one later.  The caller's.
+ */
+char *dedup_find_socket(const DedupShareOptions *o);
+
+/*
  * Get what @o asks for: *group on Xen, *client of a store daemon on Linux,
  * which may be started for that; or neither, with *reason unless @o says so.
  * What is got is the caller's.  False with *errp set if it cannot be, and must.

@@ -29,6 +29,7 @@ typedef struct DedupShareOptions {
     char *group;
     char *index_dir;            /* Xen; NULL: the default */
     char *socket;               /* of the store daemon; NULL: the default */
+    char *path;                 /* it, or the default, absolute since open */
     DedupShareStore store;
     bool has_size;
     uint64_t size;

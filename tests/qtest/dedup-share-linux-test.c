@@ -8,6 +8,9 @@
 
 #include "qemu/osdep.h"
 
+#include <sched.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include "libqtest.h"
 
 #include "dedup-share-guest.c.inc"
@@ -355,19 +358,70 @@ static void test_copies(const void *opaque)
     guest_end(b);
 }
 
+/* Is @pid, of /proc, the store daemon of our socket? */
+static bool is_daemon(const char *pid)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%s/cmdline", pid);
+    g_autofree char *line = NULL;
+    size_t size, i;
+
+    if (!g_file_get_contents(path, &line, &size, NULL) || !size ||
+        !g_str_has_suffix(line, "/qemu-dedup-store")) {
+        return false;
+    }
+    for (i = 0; i < size; i += strlen(line + i) + 1) {
+        if (!strcmp(line + i, sock)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Processors that the store daemon may use. */
+static int count_daemon_cpus(void)
+{
+    g_autoptr(GDir) proc = g_dir_open("/proc", 0, NULL);
+    const char *pid;
+    cpu_set_t set;
+
+    do {
+        pid = g_dir_read_name(proc);
+        g_assert_nonnull(pid);
+    } while (!is_daemon(pid));
+    g_assert_cmpint(sched_getaffinity(atoi(pid), sizeof(set), &set), ==, 0);
+    return CPU_COUNT(&set);
+}
+
+/* One that a guest has started ends when nobody has been there for a while. */
+static void wait_daemon_end(void)
+{
+    int i;
+
+    for (i = 0; g_file_test(sock, G_FILE_TEST_EXISTS); i++) {
+        g_assert_cmpint(i, <, 300);
+        g_usleep(100 * 1000);
+    }
+}
+
 /*
  * Without Xen, auto is linux; and if no daemon runs, the first guest starts
- * one, which ends when nobody has been there for a while.
+ * one, which is not pinned as that one is.
  */
 static void test_auto(void)
 {
     const char *options = "store=auto,store-size=8M";
+    cpu_set_t all, one;
     Guest *a, *b;
     QDict *s;
-    int i;
 
     store_size = NULL;
+    g_assert_cmpint(sched_getaffinity(0, sizeof(all), &all), ==, 0);
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    g_assert_cmpint(sched_setaffinity(0, sizeof(one), &one), ==, 0);
     a = guest_start("q35", DISK_BLK, options, "");
+    g_assert_cmpint(sched_setaffinity(0, sizeof(all), &all), ==, 0);
+    g_assert_cmpint(count_daemon_cpus(), >=, CPU_COUNT(&all));
     b = guest_start("q35", DISK_BLK, "store=linux", "");
     s = stats(a);
     g_assert_cmpstr(qdict_get_str(s, "store"), ==, "linux");
@@ -379,10 +433,43 @@ static void test_auto(void)
     g_assert_cmpint(image_bytes(b), ==, 0);
     guest_end(a);
     guest_end(b);
-    for (i = 0; g_file_test(sock, G_FILE_TEST_EXISTS); i++) {
-        g_assert_cmpint(i, <, 300);
-        g_usleep(100 * 1000);
-    }
+    wait_daemon_end();
+    store_size = "8M";
+}
+
+/* A daemon that has begun to end when somebody connects. */
+static void *end_daemon(void *opaque)
+{
+    int listener = *(int *)opaque;
+    int s = accept(listener, NULL, NULL);
+
+    unlink(sock);
+    close(s);
+    close(listener);
+    return NULL;
+}
+
+/* Another one is started then. */
+static void test_ending(void)
+{
+    int listener = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+    GThread *thread;
+    Guest *a;
+
+    store_size = NULL;
+    g_strlcpy(addr.sun_path, sock, sizeof(addr.sun_path));
+    g_assert_cmpint(bind(listener, (struct sockaddr *)&addr, sizeof(addr)), ==,
+                    0);
+    g_assert_cmpint(listen(listener, 1), ==, 0);
+    thread = g_thread_new("ends", end_daemon, &listener);
+    a = guest_start("q35", DISK_BLK, "store=linux,store-size=8M", "");
+    g_thread_join(thread);
+    read_blocks(a, 0, 64);
+    check_blocks(a, 0, 64);
+    g_assert_cmpint(smaps(a).bytes, ==, 64 * PAGE);
+    guest_end(a);
+    wait_daemon_end();
     store_size = "8M";
 }
 
@@ -457,6 +544,7 @@ int main(int argc, char **argv)
     qtest_add_func("/dedup-share/linux/kill", test_kill);
     qtest_add_func("/dedup-share/linux/leave", test_leave);
     qtest_add_func("/dedup-share/linux/auto", test_auto);
+    qtest_add_func("/dedup-share/linux/ending", test_ending);
     qtest_add_func("/dedup-share/linux/not-started", test_not_started);
     return remove_files(g_test_run());
 }

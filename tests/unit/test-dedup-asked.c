@@ -373,6 +373,7 @@ static void test_throttled(void)
     read_now(a, 0, SIZE);
     g_assert_cmpint(STAT(a, bytes_filled), ==, 0);
     g_assert_cmpint(STAT(a, bytes_passed), ==, SIZE);
+    g_assert_cmpint(STAT(a, blocks_missed), ==, 0);
     b = open_image();
     read_now(b, 0, SIZE);
     read_now(a, 0, SIZE);
@@ -380,6 +381,31 @@ static void test_throttled(void)
     g_assert_cmpint(STAT(a, blocks_given), ==, BLOCKS - 1);
     blk_unref(a);
     blk_unref(b);
+    teardown();
+}
+
+/* A socket's name stands for where it was when the node was opened. */
+static void test_relative(void)
+{
+    g_autofree char *before = g_get_current_dir();
+    QDict *options = qdict_new();
+    BlockBackend *blk;
+    char *path;
+
+    setup();
+    path = sock;
+    g_assert_cmpint(chdir(dir), ==, 0);
+    sock = (char *)"sock";
+    blk = open_image();
+    sock = path;
+    g_assert_cmpint(chdir("/"), ==, 0);
+    qdict_put_str(options, "admission", "second-read");
+    bdrv_reopen(blk_bs(blk), options, true, &error_abort);
+    read_now(blk, 0, SIZE);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, blocks_given), ==, BLOCKS - 1);
+    g_assert_cmpint(chdir(before), ==, 0);
+    blk_unref(blk);
     teardown();
 }
 
@@ -642,6 +668,7 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/asked/filtered", test_filtered);
     g_test_add_func("/dedup/asked/throttled", test_throttled);
     g_test_add_func("/dedup/asked/offset", test_offset);
+    g_test_add_func("/dedup/asked/relative", test_relative);
     g_test_add_func("/dedup/put/copies", test_copies);
     g_test_add_func("/dedup/put/base", test_not_put);
     g_test_add_func("/dedup/put/filtered", test_put_filtered);
