@@ -530,6 +530,7 @@ static void dedup_share_reopen_commit(BDRVReopenState *state)
     s->group = r->group;
     s->client = r->client;
     s->reason = r->reason;
+    s->putting = (DedupPutting) { 0 };
     *r = old;
     reopen_end(state);
 }

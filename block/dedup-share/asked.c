@@ -72,15 +72,20 @@ static void make_question(BDRVDedupShareState *s, Question *q,
 
 static void count_answers(BDRVDedupShareState *s, const DedupAnswers *a)
 {
-    unsigned i, hits = 0;
+    unsigned i, hits = 0, misses = 0;
 
     for (i = 0; i < a->n; i++) {
-        hits += (a->frames[i].answer == DEDUP_ANSWER_FRAME ||
-                 a->frames[i].answer == DEDUP_ANSWER_ZEROES) &&
-                !(a->frames[i].flags & DEDUP_FRAME_FILLED);
+        const DedupMsgFrame *f = &a->frames[i];
+        bool filled = f->flags & DEDUP_FRAME_FILLED;
+
+        /* a lease that broke meanwhile: it was read for nothing, and is put */
+        misses += filled && f->answer != DEDUP_ANSWER_NO_LEASE &&
+                  f->answer != DEDUP_ANSWER_FAILED;
+        hits += !filled && (f->answer == DEDUP_ANSWER_FRAME ||
+                            f->answer == DEDUP_ANSWER_ZEROES);
     }
     stat64_add(&s->counters.hits, hits);
-    stat64_add(&s->counters.misses, a->n - hits);
+    stat64_add(&s->counters.misses, misses);
     stat64_add(&s->counters.bytes_filled,
                (uint64_t)a->nfilled * DEDUP_BLOCK_SIZE);
 }

@@ -49,12 +49,16 @@ typedef struct Puts {
 
 /* --- back-off ------------------------------------------------------------- */
 
-/* Of @n blocks that were put, so many have matched. */
+/* Of @n blocks whose put could have been of use, so many have matched. */
 static void learn(DedupPutting *p, unsigned n, unsigned matched)
 {
+    if (!n) {
+        return;
+    }
     if (matched * MATCHING >= n) {
         if (qatomic_read(&p->unmatched)) {
             qatomic_set(&p->unmatched, 0);
+            qatomic_set(&p->stopped, false);
         }
     } else if (qatomic_fetch_add(&p->unmatched, n) + n >= PATIENCE) {
         qatomic_set(&p->stopped, true);
@@ -117,16 +121,28 @@ void coroutine_fn dedup_put_probe(BDRVDedupShareState *s,
 
 static void count_put(BDRVDedupShareState *s, const DedupAnswers *a)
 {
-    unsigned i, made = 0, frames = 0;
+    unsigned i, matched = 0, unmatched = 0;
 
     for (i = 0; i < a->n; i++) {
-        frames += a->frames[i].answer == DEDUP_ANSWER_FRAME;
-        made += a->frames[i].answer == DEDUP_ANSWER_FRAME &&
-                a->frames[i].flags & DEDUP_FRAME_NEW;
+        switch (a->frames[i].answer) {
+        case DEDUP_ANSWER_FRAME:
+            if (!(a->frames[i].flags & DEDUP_FRAME_NEW)) {
+                matched++;
+                break;
+            }
+            /* fall through */
+        case DEDUP_ANSWER_SEEN_ONCE:
+        case DEDUP_ANSWER_FULL:
+        case DEDUP_ANSWER_BUSY:
+            unmatched++;        /* or it was for nothing all the same */
+            break;
+        default:
+            break;              /* that says nothing of its content */
+        }
     }
     stat64_add(&s->counters.misses, a->n);
-    stat64_add(&s->counters.matched, frames - made);
-    learn(&s->putting, a->n, frames - made);
+    stat64_add(&s->counters.matched, matched);
+    learn(&s->putting, matched + unmatched, matched);
 }
 
 /* The @n blocks at @buf, which are for the whole pages at their dests. */
