@@ -409,6 +409,32 @@ static void test_relative(void)
     teardown();
 }
 
+/* An image that may not be opened anew is read in the ordinary way. */
+static void test_unopenable(void)
+{
+    g_autofree char *image = NULL;
+    BlockBackend *blk;
+
+    if (geteuid()) {
+        g_test_skip("it takes root");
+        return;
+    }
+    setup();
+    image = file("image");
+    g_assert_cmpint(chmod(image, 0600), ==, 0);
+    blk = open_image();
+    g_assert_cmpint(seteuid(65534), ==, 0);     /* as QEMU's -run-with user= */
+    read_now(blk, 0, SIZE);
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(seteuid(0), ==, 0);
+    g_assert_cmpint(STAT(blk, bytes_passed), ==, 2 * SIZE);
+    g_assert_cmpint(NOT_GIVEN(blk, no_layer), ==, 2 * BLOCKS);
+    read_now(blk, 0, SIZE);             /* it is not tried again and again */
+    g_assert_cmpint(STAT(blk, bytes_passed), ==, 3 * SIZE);
+    blk_unref(blk);
+    teardown();
+}
+
 /* A part of a file, which does not begin at a block. */
 static void test_offset(void)
 {
@@ -667,6 +693,7 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/asked/replaced", test_replaced);
     g_test_add_func("/dedup/asked/filtered", test_filtered);
     g_test_add_func("/dedup/asked/throttled", test_throttled);
+    g_test_add_func("/dedup/asked/unopenable", test_unopenable);
     g_test_add_func("/dedup/asked/offset", test_offset);
     g_test_add_func("/dedup/asked/relative", test_relative);
     g_test_add_func("/dedup/put/copies", test_copies);
