@@ -10,10 +10,12 @@
  *   kill DIR SECONDS SEED, kill-peers DIR SECONDS SEED
  *       16 processes do such operations in one group; every 50 ms one of them
  *       is killed, and another begins; and so is the store daemon, if there is
- *       one, each time that 20 were
+ *       one, each time that ten were.  Who is killed is waited for to be in the
+ *       middle of the operation, or the system call, whose turn it is.
  *
  * All end with exit code 0 if no byte was wrong, no operation took longer than
- * a second (kill), and nothing in the store is lost in the end.  DIR is on a
+ * a second (kill), nothing in the store is lost in the end, and everything was
+ * killed in the middle of everything.  DIR is on a
  * tmpfs for the peers, and on a file system with leases for the daemon.
  */
 
@@ -105,12 +107,18 @@ static int run_model(const char *dir, const char *socket, uint64_t ops,
 #define WORKERS 16
 #define KILL_US 50000
 #define STALL_US G_USEC_PER_SEC
+/* So long it is waited for somebody to be in the middle of something. */
+#define FIND_US 500000
+#define FIND_CALL_US 1500000
+/* In fewer turns than this it may not be met. */
+#define TURNS 5
 
 /* What a worker shows of itself, in a file that all have mapped. */
 typedef struct Pulse {
     int64_t began;              /* an operation; us, 0: none; atomic */
     int64_t longest;
     uint64_t ops;
+    int kind;                   /* of the operation; atomic; -1: none */
 } Pulse;
 
 static Pulse *map_pulses(const char *dir)
@@ -143,11 +151,13 @@ static int run_worker(const char *dir, const char *socket, unsigned number,
     sigaction(SIGTERM, &(struct sigaction) { .sa_handler = on_term }, NULL);
     qatomic_set(&p->began, 0);
     world_init(&w, dir, socket, number, seed);
+    w.now = &p->kind;
     while (!qatomic_read(&stopping)) {
         int64_t start = g_get_monotonic_time(), took;
 
         qatomic_set(&p->began, start);
         world_step(&w, false);
+        qatomic_set(&p->kind, -1);
         qatomic_set(&p->began, 0);
         took = g_get_monotonic_time() - start;
         p->longest = MAX(p->longest, took);
@@ -160,12 +170,21 @@ static int run_worker(const char *dir, const char *socket, unsigned number,
 
 static char *program;           /* as it was called */
 
+/* What the store daemon is killed in. */
+static const char *const calls[] = {
+    "pread64", "pwrite64",      /* of images and frames */
+    "fcntl", "openat",          /* of a lease, and of an image */
+    "sendmsg", "recvmsg",
+};
+
 typedef struct Killer {
     const char *dir, *socket;
     Pulse *pulses;
     pid_t pids[WORKERS];
     GRand *rand;
     unsigned kills, daemon_kills, stalls, failures;
+    unsigned in_kind[STRESS_KINDS_SHARED + 1];  /* kills; the last: in none */
+    unsigned in_call[ARRAY_SIZE(calls)];
 } Killer;
 
 static void start_worker(Killer *k, unsigned i)
@@ -179,6 +198,7 @@ static void start_worker(Killer *k, unsigned i)
     };
 
     qatomic_set(&k->pulses[i].began, 0);
+    qatomic_set(&k->pulses[i].kind, -1);
     g_assert_cmpint(posix_spawn(&k->pids[i], "/proc/self/exe", NULL, NULL,
                                 argv, environ), ==, 0);
 }
@@ -228,14 +248,75 @@ static void look_for_stalls(Killer *k)
     }
 }
 
+/* One that is in the middle of @kind; or any, if none is for a while. */
+static unsigned find_victim(Killer *k, int kind)
+{
+    unsigned first = g_rand_int_range(k->rand, 0, WORKERS), i;
+    int64_t end = g_get_monotonic_time() + FIND_US;
+
+    while (g_get_monotonic_time() < end) {
+        for (i = 0; i < WORKERS; i++) {
+            if (qatomic_read(&k->pulses[(first + i) % WORKERS].kind) == kind) {
+                return (first + i) % WORKERS;
+            }
+        }
+        g_usleep(50);
+    }
+    return first;
+}
+
 static void kill_one(Killer *k)
 {
-    unsigned i = g_rand_int_range(k->rand, 0, WORKERS);
+    unsigned i = find_victim(k, k->kills % STRESS_KINDS_SHARED);
+    int kind;
 
     kill(k->pids[i], SIGKILL);
     reap(k, i, SIGKILL);
     k->kills++;
+    kind = k->pulses[i].kind;
+    k->in_kind[kind < 0 ? STRESS_KINDS_SHARED : kind]++;
     start_worker(k, i);
+}
+
+static void print_kills(const Killer *k)
+{
+    unsigned i;
+
+    printf("  killed in:");
+    for (i = 0; i < STRESS_KINDS_SHARED; i++) {
+        printf(" %s %u", stress_kinds[i], k->in_kind[i]);
+    }
+    printf(", nothing %u\n", k->in_kind[i]);
+    if (!k->socket) {
+        return;
+    }
+    printf("  the store daemon in:");
+    for (i = 0; i < ARRAY_SIZE(calls); i++) {
+        printf(" %s %u", calls[i], k->in_call[i]);
+    }
+    printf("\n");
+}
+
+/* Was everything killed in the middle of everything, when all had turns? */
+static bool was_everything(const Killer *k)
+{
+    bool all = true;
+    unsigned i;
+
+    for (i = 0; k->kills > TURNS * STRESS_KINDS_SHARED &&
+                i < STRESS_KINDS_SHARED; i++) {
+        /* with a daemon an eviction is a message that nobody waits for */
+        all &= k->in_kind[i] || (k->socket && !strcmp(stress_kinds[i],
+                                                      "evict"));
+    }
+    for (i = 0; k->daemon_kills > TURNS * ARRAY_SIZE(calls) &&
+                i < ARRAY_SIZE(calls); i++) {
+        all &= k->in_call[i] > 0;
+    }
+    if (!all) {
+        printf("FAILED: something was never killed in the middle of\n");
+    }
+    return all;
 }
 
 static void report(Killer *k)
@@ -252,6 +333,7 @@ static void report(Killer *k)
            " operations, the longest %" PRId64 " ms, %u stalls, %u failures\n",
            k->kills, k->daemon_kills, ops,
            longest / 1000, k->stalls, k->failures);
+    print_kills(k);
 }
 
 /* All clients have ended: the daemon knows it, after a moment. */
@@ -275,8 +357,49 @@ static bool nothing_is_held(const char *socket)
     return false;
 }
 
+/* Has the store daemon ended by itself?  It was not waited for before. */
+static bool has_died(void)
+{
+    siginfo_t info = { 0 };
+
+    g_assert_cmpint(waitid(P_PID, stress_daemon_pid(), &info,
+                           WEXITED | WNOHANG | WNOWAIT), ==, 0);
+    return info.si_pid;
+}
+
+/* Have strace kill the store daemon when it makes @call for the @nth time. */
+static bool kill_in_call(const char *call, unsigned nth)
+{
+    g_autofree char *pid = g_strdup_printf("%d", stress_daemon_pid());
+    g_autofree char *inject =
+        g_strdup_printf("inject=%s:signal=SIGKILL:when=%u", call, nth);
+    const char *argv[] = {
+        "strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, "-p", pid,
+        NULL,
+    };
+    int64_t end = g_get_monotonic_time() + FIND_CALL_US;
+    GPid tracer;
+    bool died;
+
+    g_assert_true(g_spawn_async(NULL, (char **)argv, NULL,
+                                G_SPAWN_SEARCH_PATH |
+                                G_SPAWN_DO_NOT_REAP_CHILD, NULL, NULL, &tracer,
+                                NULL));
+    do {
+        g_usleep(1000);
+        died = has_died();
+    } while (!died && g_get_monotonic_time() < end);
+    kill(tracer, SIGTERM);
+    waitpid(tracer, NULL, 0);
+    return died;
+}
+
 static void kill_daemon(Killer *k)
 {
+    unsigned call = k->daemon_kills % ARRAY_SIZE(calls);
+
+    k->in_call[call] += kill_in_call(calls[call],
+                                     g_rand_int_range(k->rand, 1, 4));
     stress_end_daemon(k->socket, SIGKILL);
     k->daemon_kills++;
     stress_start_daemon(k->socket);
@@ -306,7 +429,7 @@ static int run_kill(const char *dir, const char *socket, unsigned seconds,
         g_usleep(KILL_US);
         look_for_stalls(&k);
         kill_one(&k);
-        if (socket && k.kills % 20 == 0) {
+        if (socket && k.kills % 10 == 0) {
             kill_daemon(&k);
         }
         if (k.kills % 200 == 0) {
@@ -328,7 +451,7 @@ static int run_kill(const char *dir, const char *socket, unsigned seconds,
         ok = nothing_is_held(socket);
         stress_end_daemon(socket, SIGTERM);
     }
-    return !ok || k.failures || k.stalls;
+    return !ok || k.failures || k.stalls || !was_everything(&k);
 }
 
 int main(int argc, char **argv)

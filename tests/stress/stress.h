@@ -45,11 +45,15 @@ typedef struct World {
     uint8_t *base_bytes[BASES];
     Disk disks[DISKS];
     uint64_t done[16];          /* operations, by kind */
+    int *now;                   /* NULL, or the kind under way goes here */
     /* Blocks; of disks that are closed by now. */
     uint64_t hits, misses, matched, given, copied, zeroes;
 } World;
 
 extern const char *const stress_kinds[16];
+
+/* Kinds that a process may do that shares the group with others. */
+#define STRESS_KINDS_SHARED 11
 
 /*
  * Make the base images in @dir, which is on a tmpfs, or with a store daemon, on
@@ -60,6 +64,7 @@ void stress_make_bases(const char *dir);
 /* The store daemon that listens at @socket, of this program's build. */
 void stress_start_daemon(const char *socket);
 void stress_end_daemon(const char *socket, int signal);
+GPid stress_daemon_pid(void);
 
 void world_init(World *w, const char *dir, const char *socket, unsigned number,
                 uint32_t seed);

@@ -443,7 +443,7 @@ static void do_evict(World *w)
 {
     DedupGroup *g = dedup_group_find(GROUP);
 
-    if (w->socket && !rnd(w, 500)) {
+    if (w->socket && !rnd(w, 50)) {
         qmp_dedup_share_reclaim(GROUP, NULL);   /* for five seconds */
     } else if (g) {
         dedup_trim_now(g);
@@ -552,6 +552,9 @@ void world_step(World *w, bool alone)
     if (!alone && kind >= KILL) {
         kind = READ;
     }
+    if (w->now) {
+        qatomic_set(w->now, kind);
+    }
     operations[kind](w);
     w->done[kind]++;
 }
@@ -563,6 +566,11 @@ void stress_start_daemon(const char *socket)
     g_autofree char *size = g_strdup_printf("%u", STORE_FRAMES * (PAGE + 160));
 
     daemon_pid = dedup_daemon_start(socket, size);
+}
+
+GPid stress_daemon_pid(void)
+{
+    return daemon_pid;
 }
 
 void stress_end_daemon(const char *socket, int signal)
