@@ -13,6 +13,7 @@
 #include "qemu/units.h"
 #include "../../dedup-store/memory-limit.h"
 #include "../../dedup-store/store.h"
+#include "../../dedup-store/turns.h"
 
 #define NBLOCKS 16
 
@@ -208,6 +209,40 @@ static void test_limits(void)
     g_assert_cmpint(system(remove), ==, 0);
 }
 
+static void check_turns(Turns *t, dev_t device, const char *want)
+{
+    for (; *want; want++) {
+        char *job = turns_end(t, device);
+
+        g_assert_cmpint(job ? *job : '-', ==, *want);
+    }
+}
+
+/* Clients take turns at a disk, which keeps no other one waiting. */
+static void test_turns(void)
+{
+    static char jobs[] = "abcdefgh";
+    Turns *t = turns_new(2);
+    const char *x = "x", *y = "y", *z = "z";
+    unsigned i;
+
+    g_assert_true(turns_begin(t, 1, x, &jobs[0]));
+    g_assert_true(turns_begin(t, 1, x, &jobs[1]));
+    for (i = 2; i < 6; i++) {
+        g_assert_false(turns_begin(t, 1, x, &jobs[i]));
+    }
+    g_assert_false(turns_begin(t, 1, y, &jobs[6]));
+    g_assert_false(turns_begin(t, 1, z, &jobs[7]));
+    g_assert_true(turns_begin(t, 2, x, &jobs[0]));
+    check_turns(t, 1, "cghd");
+    check_turns(t, 2, "-");
+    g_assert_false(turns_begin(t, 1, y, &jobs[6]));
+    check_turns(t, 1, "egf--");
+    g_assert_true(turns_begin(t, 1, y, &jobs[6]));
+    check_turns(t, 1, "-");
+    turns_free(t);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -216,5 +251,6 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/store/holds", test_holds);
     g_test_add_func("/dedup/store/full", test_full);
     g_test_add_func("/dedup/store/limits", test_limits);
+    g_test_add_func("/dedup/store/turns", test_turns);
     return g_test_run();
 }
