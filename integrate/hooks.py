@@ -225,6 +225,8 @@ BENCH = [
      "               '../unit/dedup-daemon.c',\n"
      "               dependencies: [qemuutil, block])\n"
      "  endforeach\n"
+     "  executable('dedup-share-floor', 'dedup-share-floor.c',\n"
+     "             dependencies: [qemuutil, dependency('libxxhash')])\n"
      "  dedup_fuse = dependency('fuse3', version: '>=3.12', required: false)\n"
      "  if dedup_fuse.found()\n"
      "    executable('dedup-slow-disk', 'dedup-slow-disk.c',\n"
