@@ -77,11 +77,6 @@ static void check_lease(Store *s, Block *b)
     }
 }
 
-static bool is_to_be_told(const Block *b)
-{
-    return b->answer ? !b->sent : !b->told;
-}
-
 /* Hold the frame, and say what became of the block. */
 static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
                                   uint64_t serial)
@@ -89,9 +84,7 @@ static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
     uint32_t flags = (b->filled ? DEDUP_FRAME_FILLED : 0) |
                      (b->made ? DEDUP_FRAME_NEW : 0);
 
-    if (!b->answer) {
-        return (DedupMsgFrame) { .answer = DEDUP_ANSWER_PENDING };
-    }
+    check_lease(s, b);
     if (b->answer == DEDUP_ANSWER_FULL) {
         server.want_trim = true;
     }
@@ -110,99 +103,65 @@ static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
     };
 }
 
-static void block_was_sent(Store *s, Request *r, Block *b)
+static bool send_answer(Client *c, Request *r)
 {
-    if (!b->answer) {
-        b->told = true;
-        return;
-    }
-    b->sent = true;
-    r->unsent--;
-    if (b->frame) {
-        store_unpin(s, b->frame);
-        b->frame = NULL;
-    }
-}
-
-/* Send the next blocks of @r that are to be told of; false if it cannot. */
-static bool send_blocks(Client *c, Request *r, unsigned first, unsigned n)
-{
-    Store *s = server.store;
     DedupMsgFrame frames[DEDUP_READ_BLOCKS];
     DedupMsgAnswer a = {
-        .header = { DEDUP_MSG_ANSWER, n, r->id },
-        .first = first, .serial = ++c->process->serial,
+        .header = { DEDUP_MSG_ANSWER, r->n, r->id },
+        .serial = ++c->process->serial,
     };
     unsigned i;
 
-    for (i = 0; i < n; i++) {
-        frames[i] = answer_block(s, c, &r->blocks[first + i], a.serial);
-    }
-    if (!send_two(c, &a, sizeof(a), frames, n * sizeof(frames[0]))) {
-        return false;
-    }
-    for (i = 0; i < n; i++) {
-        block_was_sent(s, r, &r->blocks[first + i]);
-    }
-    return true;
-}
-
-static bool send_request(Client *c, Request *r)
-{
-    unsigned i, n;
-
     for (i = 0; i < r->n; i++) {
-        check_lease(server.store, &r->blocks[i]);
+        frames[i] = answer_block(server.store, c, &r->blocks[i], a.serial);
     }
-    for (i = 0; i < r->n; i += n) {
-        for (n = 0; i + n < r->n && is_to_be_told(&r->blocks[i + n]); n++) {
-            /* a run of them */
-        }
-        if (n && !send_blocks(c, r, i, n)) {
-            return false;
-        }
-        n = MAX(n, 1);
-    }
-    return true;
+    return send_two(c, &a, sizeof(a), frames, r->n * sizeof(frames[0]));
 }
 
-static bool send_requests(Client *c)
+static bool send_answers(Client *c)
 {
     Request *r, *next;
 
     QTAILQ_FOREACH_SAFE(r, &c->requests, next, next) {
-        if (!send_request(c, r)) {
+        if (r->waiting) {
+            continue;
+        }
+        if (!send_answer(c, r)) {
             return false;
         }
-        if (!r->unsent) {
-            QTAILQ_REMOVE(&c->requests, r, next);
-            c->nrequests--;
-            request_unref(server.store, r);
-        }
+        QTAILQ_REMOVE(&c->requests, r, next);
+        c->nrequests--;
+        request_unref(server.store, r);
     }
     return true;
+}
+
+static bool send_layer(Client *c, unsigned number)
+{
+    const ClientLayer *cl = &c->layers[number];
+    DedupMsgLayerState m = {
+        .header.type = DEDUP_MSG_LAYER_STATE,
+        .layer = number, .state = cl->state,
+    };
+
+    pstrcpy(m.text, sizeof(m.text), cl->text);
+    return send_two(c, &m, sizeof(m), NULL, 0);
 }
 
 static bool send_layers(Client *c)
 {
     unsigned i;
 
-    for (i = 0; i < DEDUP_LIMIT_LAYERS; i++) {
-        ClientLayer *cl = &c->layers[i];
-        DedupMsgLayerState m = {
-            .header.type = DEDUP_MSG_LAYER_STATE,
-            .layer = i, .state = cl->state,
-        };
-
-        if (!cl->changed) {
+    for (i = 0; c->layers_changed && i < DEDUP_LIMIT_LAYERS; i++) {
+        if (!c->layers[i].changed) {
             continue;
         }
-        pstrcpy(m.text, sizeof(m.text), cl->text);
-        if (!send_two(c, &m, sizeof(m), NULL, 0)) {
+        if (!send_layer(c, i)) {
             return false;
         }
-        cl->changed = false;
+        c->layers[i].changed = false;
     }
+    c->layers_changed = false;
     return true;
 }
 
@@ -253,7 +212,7 @@ static bool send_reclaimed(Client *c)
 
 static bool send_all(Client *c)
 {
-    return send_layers(c) && send_requests(c) && send_status(c) &&
+    return send_layers(c) && send_answers(c) && send_status(c) &&
            send_reclaimed(c) &&
            send_flag(c, &c->want_trim, DEDUP_MSG_TRIM) &&
            send_flag(c, &c->want_alive, DEDUP_MSG_ALIVE);

@@ -63,7 +63,7 @@ Request *request_new(Client *c, uint64_t id, uint32_t flags, unsigned n)
     r->client = c;
     r->id = id;
     r->flags = flags;
-    r->n = r->unsent = n;
+    r->n = n;
     return r;
 }
 
@@ -187,7 +187,7 @@ static void tell_waiters(Fills *f, Fill *fill, const Kept *kept, bool leased)
                                  frame_generation(k->frame));
             b->made = k->made;
         }
-        if (w->request->client) {
+        if (!--w->request->waiting && w->request->client) {
             f->decided(w->request->client);
         }
         request_unref(f->store, w->request);
@@ -349,6 +349,7 @@ static void wait_for(Fill *fill, Request *r, unsigned block, unsigned at)
     Waiter w = { .request = r, .block = block, .at = at };
 
     r->refs++;
+    r->waiting++;
     g_array_append_val(fill->waiters, w);
 }
 

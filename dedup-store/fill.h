@@ -5,17 +5,13 @@
  *
  * A block of a request, and who moves it on:
  *
- *   request_add_block()   it is in a frame, or known to be zeroes --.
+ *   request_look_up()     it is in a frame, or known to be zeroes --.
  *     |                   it is refused ----------------------------|
  *     v                                                             v
  *   WAITING (answer 0) -- fill or put, a worker ----------------> decided
- *     |                                                             |
- *     | told that it is PENDING: client.c                           | sent:
- *     v                                                             v client.c
- *   WAITING, told ---------------------------------------------->  done
  *
- * A decided block has its frame pinned until it is sent, or its request is
- * dropped.
+ * When all blocks of a request are decided, client.c sends its answer.  Until
+ * then, or until the request is dropped, a decided block has its frame pinned.
  */
 
 #ifndef DEDUP_STORE_FILL_H
@@ -32,8 +28,6 @@ typedef struct Block {
     uint64_t number;            /* there */
     bool filled;                /* it is to be read from there */
     bool made;                  /* its frame was, for this request */
-    bool told;                  /* that it is pending */
-    bool sent;
 } Block;
 
 typedef struct Request {
@@ -42,12 +36,12 @@ typedef struct Request {
     uint64_t id;
     uint32_t flags;
     unsigned n;
-    unsigned unsent;
+    unsigned waiting;           /* blocks that are not decided */
     QTAILQ_ENTRY(Request) next;
     Block blocks[];
 } Request;
 
-/* Workers, which call @decided with the lock held when blocks are. */
+/* Workers, which call @decided with the lock held when requests are. */
 typedef struct Fills Fills;
 Fills *fills_new(Store *s, void (*decided)(Client *c));
 /* False, and nothing is freed, if any is under way: a disk may hang. */

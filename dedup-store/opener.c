@@ -31,7 +31,7 @@ static void finish_layer(Client *c, int number, Layer *layer,
     cl->layer = layer;
     cl->state = state;
     pstrcpy(cl->text, sizeof(cl->text), text);
-    cl->changed = true;
+    cl->changed = c->layers_changed = true;
     client_kick(c);
 }
 

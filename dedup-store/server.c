@@ -135,7 +135,7 @@ static bool is_waiting(const Client *c)
     Request *r;
 
     QTAILQ_FOREACH(r, &c->requests, next) {
-        if (r->unsent) {
+        if (r->waiting) {
             return true;
         }
     }
@@ -276,7 +276,7 @@ static void leases_changed(void)
                 cl->state = DEDUP_LAYER_BROKEN;
                 g_strlcpy(cl->text, "somebody writes to it",
                           sizeof(cl->text));
-                cl->changed = true;
+                cl->changed = c->layers_changed = true;
                 client_kick(c);
             }
         }

@@ -84,6 +84,7 @@ struct Client {
     /* by the lock: */
     Process *process;
     ClientLayer layers[DEDUP_LIMIT_LAYERS];
+    bool layers_changed;        /* perhaps: one of them */
     QTAILQ_HEAD(, Request) requests;
     unsigned nrequests;
     bool kicked;                /* it will be flushed */

@@ -29,9 +29,6 @@
 /* READs of one image that are with the daemon: its disk may hang. */
 #define MAX_READS_OF_LAYER (DEDUP_LIMIT_REQUESTS * 3 / 4)
 
-/* What became of a block, so far. */
-enum { NOTHING, PENDING, DECIDED };
-
 /* A coroutine that waits; on its stack. */
 typedef struct Waiter {
     Coroutine *co;
@@ -59,8 +56,7 @@ typedef struct Request {
     uint64_t connection;        /* READ, LAYER: that it is for; 0: any */
     uint32_t layer;             /* READ: the number of its first extent's */
     DedupAnswers *answers;      /* READ, PUT: of the coroutine */
-    unsigned n, left;           /* blocks; those that are not decided */
-    uint8_t state[DEDUP_READ_BLOCKS];
+    unsigned n;                 /* blocks */
     QTAILQ_ENTRY(Request) next;
 } Request;
 
@@ -133,15 +129,13 @@ static void run_woken(DedupClient *c)
     }
 }
 
-/* What is not decided has failed; nobody waits for it any more. */
+/* It has failed; nobody waits for it any more. */
 static void give_up(DedupClient *c, Request *r)
 {
     unsigned i;
 
     for (i = 0; r->answers && i < r->n; i++) {
-        if (r->state[i] != DECIDED) {
-            r->answers->frames[i].answer = DEDUP_ANSWER_FAILED;
-        }
+        r->answers->frames[i].answer = DEDUP_ANSWER_FAILED;
     }
     wake_up(c, r);
 }
@@ -253,33 +247,21 @@ static Request *find_sent(DedupClient *c, uint64_t id)
     return NULL;
 }
 
-static const char *on_answer_block(DedupClient *c, Request *r, unsigned i,
-                                   const DedupMsgFrame *f)
+static const char *on_answer_block(DedupClient *c, DedupAnswers *answers,
+                                   unsigned i, const DedupMsgFrame *f)
 {
     if (f->answer < DEDUP_ANSWER_FRAME || f->answer > DEDUP_ANSWER_BUSY ||
         f->flags & ~(DEDUP_FRAME_FILLED | DEDUP_FRAME_NEW)) {
         return "an unknown answer";
     }
-    if (f->answer == DEDUP_ANSWER_PENDING) {
-        if (r->state[i] != NOTHING) {
-            return "a block is pending twice";
-        }
-        r->state[i] = PENDING;
-        return NULL;
-    }
-    if (r->state[i] == DECIDED) {
-        return "a block is decided twice";
-    }
     if (f->answer == DEDUP_ANSWER_FRAME &&
-        !dedup_held_add(c->held, f, r->answers)) {
+        !dedup_held_add(c->held, f, answers)) {
         return "a frame that cannot be";
     }
-    if (r->answers) {
-        r->answers->nfilled += f->flags & DEDUP_FRAME_FILLED;
-        r->answers->frames[i] = *f;
+    if (answers) {
+        answers->nfilled += f->flags & DEDUP_FRAME_FILLED;
+        answers->frames[i] = *f;
     }
-    r->state[i] = DECIDED;
-    r->left--;
     return NULL;
 }
 
@@ -287,30 +269,27 @@ static const char *on_answer(DedupClient *c, const DedupMsgAnswer *a,
                              size_t size)
 {
     const DedupMsgFrame *frames = (const void *)(a + 1);
+    Request *r = find_sent(c, a->header.request);
     const char *wrong = NULL;
-    uint32_t i, n = a->header.count;
-    Request *r;
+    unsigned i;
 
-    if (!n || n > DEDUP_READ_BLOCKS || a->reserved ||
-        size != sizeof(*a) + n * sizeof(*frames)) {
-        return "an answer of a wrong size";
-    }
-    r = find_sent(c, a->header.request);
-    if (!r || a->first > r->n || n > r->n - a->first) {
+    if (!r || a->header.count != r->n ||
+        size != sizeof(*a) + r->n * sizeof(*frames)) {
         return "an answer to nothing that was asked";
     }
     if (!dedup_held_set_serial(c->held, a->serial)) {
         return "a serial number that does not ascend";
     }
-    trace_dedup_client_answer(r->id, a->first, n, !r->answers);
-    for (i = 0; i < n && !wrong; i++) {
-        wrong = on_answer_block(c, r, a->first + i, &frames[i]);
+    trace_dedup_client_answer(r->id, r->n, !r->answers);
+    for (i = 0; i < r->n; i++) {
+        wrong = wrong ?: on_answer_block(c, r->answers, i, &frames[i]);
+        if (wrong && r->answers) {
+            r->answers->frames[i].answer = DEDUP_ANSWER_FAILED;
+        }
     }
-    if (!r->left) {
-        wake_up(c, r);
-        remove_sent(c, r);
-        send_all(c);
-    }
+    wake_up(c, r);
+    remove_sent(c, r);
+    send_all(c);
     return wrong;
 }
 
@@ -843,7 +822,7 @@ static void coroutine_fn ask_blocks(DedupClient *c, Request *r, unsigned n,
     unsigned i;
 
     answers->held = NULL;
-    answers->n = r->n = r->left = n;
+    answers->n = r->n = n;
     answers->nfilled = 0;
     r->answers = answers;
     if (!ask(c, r)) {

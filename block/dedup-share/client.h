@@ -11,9 +11,9 @@
  *
  * - No request waits for longer than the limit on the daemon's silence; a put
  *   waits so long in all, whatever the daemon says meanwhile.  One that has
- *   waited so long is answered DEDUP_ANSWER_FAILED for each block that
- *   is not decided; what the daemon says of these later is only noted as held.
- *   While it is silent nothing is asked, and nothing waits.
+ *   waited so long is answered DEDUP_ANSWER_FAILED for each block; what the
+ *   daemon says of these later is only noted as held.  While it is silent
+ *   nothing is asked, and nothing waits.
  * - All that the daemon says is checked.  After anything wrong the connection
  *   ends, and all requests that wait are answered DEDUP_ANSWER_FAILED; what is
  *   held stays held.
@@ -94,8 +94,7 @@ typedef struct DedupAnswers {
 /*
  * Ask for the blocks of @n extents, whose layers are leased on @connection; or
  * hand over @n blocks at @buf, at most DEDUP_PUT_BLOCKS.  @flags are
- * DEDUP_REQUEST_*.  All blocks are answered, none PENDING.  Ends with
- * dedup_client_done().
+ * DEDUP_REQUEST_*.  All blocks are answered.  Ends with dedup_client_done().
  *
  * Another connection has other layers by these numbers: nothing is asked then.
  */

@@ -32,15 +32,15 @@
  *   LAYER (descriptor) ----------------->
  *         <------------------------------ LAYER_STATE, now and when it changes
  *   READ  ------------------------------>
- *         <------------------------------ ANSWER: what is there; PENDING blocks
- *         <------------------------------ ALIVE, while any block is pending
- *         <------------------------------ ANSWER: the blocks that were pending
+ *         <------------------------------ ALIVE, while any block is being read
+ *         <------------------------------ ANSWER
  *   PUT (bytes) ------------------------>
  *         <------------------------------ ANSWER
  *         <------------------------------ TRIM: what do you still map?
  *   RELEASE ---------------------------->
  *
- * A client may have many requests in flight.  They are answered in any order.
+ * A client may have many requests in flight.  They are answered in any order,
+ * each of them once, when all of its blocks are decided.
  *
  * What a wrong message gets
  *
@@ -179,8 +179,7 @@ typedef struct DedupMsgRefused {
  * that the client opened for this purpose, for reading; if that is O_DIRECT the
  * daemon reads the file so.
  *
- * UNLAYER: it is done with that number.  Blocks that are still pending are
- * answered.
+ * UNLAYER: it is done with that number.  Requests in flight are answered.
  */
 typedef struct DedupMsgLayer {
     DedupMsgHeader header;
@@ -224,7 +223,7 @@ typedef struct DedupMsgExtent {
 
 /*
  * What holds these blocks?  At least one extent, at most DEDUP_READ_BLOCKS
- * blocks in all.  Answers number the blocks from 0 in the order of the extents.
+ * blocks in all.  The answer has the blocks in the order of the extents.
  */
 typedef struct DedupMsgRead {
     DedupMsgHeader header;
@@ -242,13 +241,12 @@ typedef struct DedupMsgPut {
 typedef enum DedupAnswer {
     DEDUP_ANSWER_FRAME = 1,     /* it is in the frame named, which is held */
     DEDUP_ANSWER_ZEROES = 2,    /* it is all zeroes, and in no frame */
-    DEDUP_ANSWER_PENDING = 3,   /* READ: it is being read; wait */
-    DEDUP_ANSWER_ABSENT = 4,    /* with NO_FILL: not there */
-    DEDUP_ANSWER_SEEN_ONCE = 5, /* with SECOND_READ: not admitted yet */
-    DEDUP_ANSWER_NO_LEASE = 6,  /* the layer is not leased, or not any more */
-    DEDUP_ANSWER_FULL = 7,      /* no frame is free, and none is idle */
-    DEDUP_ANSWER_FAILED = 8,    /* reading or storing it failed */
-    DEDUP_ANSWER_BUSY = 9,      /* the client has too much of something */
+    DEDUP_ANSWER_ABSENT = 3,    /* with NO_FILL: not there */
+    DEDUP_ANSWER_SEEN_ONCE = 4, /* with SECOND_READ: not admitted yet */
+    DEDUP_ANSWER_NO_LEASE = 5,  /* the layer is not leased, or not any more */
+    DEDUP_ANSWER_FULL = 6,      /* no frame is free, and none is idle */
+    DEDUP_ANSWER_FAILED = 7,    /* reading or storing it failed */
+    DEDUP_ANSWER_BUSY = 8,      /* the client has too much of something */
 } DedupAnswer;
 
 /* READ: it was not known, and had to be read from the image. */
@@ -256,22 +254,17 @@ typedef enum DedupAnswer {
 /* FRAME: it was made for this request; no frame had this content. */
 #define DEDUP_FRAME_NEW 2u
 
-/*
- * What became of header.count blocks of a request, from number @first on.  Each
- * block is answered once, or twice if it was PENDING first.
- */
 typedef struct DedupMsgFrame {
     uint32_t answer;            /* DedupAnswer */
     uint32_t slot;              /* FRAME, else 0 */
     uint32_t generation;        /* FRAME, else 0 */
-    uint32_t flags;             /* DEDUP_FRAME_*; PENDING: 0 */
+    uint32_t flags;             /* DEDUP_FRAME_* */
     uint64_t handle;            /* FRAME on Xen, else 0 */
 } DedupMsgFrame;
 
+/* What became of the header.count blocks of a request, of all of them. */
 typedef struct DedupMsgAnswer {
     DedupMsgHeader header;
-    uint32_t first;
-    uint32_t reserved;
     uint64_t serial;            /* counts the answers to the client's process */
 } DedupMsgAnswer;
 

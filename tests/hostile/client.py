@@ -20,15 +20,14 @@ WELCOME, REFUSED, LAYER_STATE, ANSWER, ALIVE, TRIM, STATUS, RECLAIMED = \
 OBSERVER = 1
 NO_FILL, SECOND_READ = 1, 2
 LEASED, BROKEN, BUSY_FILE, FORBIDDEN, UNSUITABLE, SMALL, LIMIT = range(1, 8)
-FRAME, ZEROES, PENDING, ABSENT, SEEN_ONCE, NO_LEASE, FULL, FAILED, BUSY = \
-    range(1, 10)
+FRAME, ZEROES, ABSENT, SEEN_ONCE, NO_LEASE, FULL, FAILED, BUSY = range(1, 9)
 
 HEADER = struct.Struct('=IIQ')
 HELLO_BODY = struct.Struct('=IIIIII16s')
 WELCOME_BODY = struct.Struct('=IIIIQQ16s16s')
 TWO = struct.Struct('=II')
 EXTENT = struct.Struct('=IIQ')
-ANSWER_BODY = struct.Struct('=IIQ')
+ANSWER_BODY = struct.Struct('=Q')
 FRAME_ENTRY = struct.Struct('=IIIIQ')
 STATE_BODY = struct.Struct('=II256s')
 
@@ -44,8 +43,7 @@ def check_header(path):
                'WELCOME REFUSED LAYER_STATE ANSWER ALIVE TRIM STATUS '
                'RECLAIMED',
         'LAYER': 'LEASED BROKEN FORBIDDEN UNSUITABLE SMALL LIMIT',
-        'ANSWER': 'FRAME ZEROES PENDING ABSENT SEEN_ONCE NO_LEASE FULL FAILED '
-                  'BUSY',
+        'ANSWER': 'FRAME ZEROES ABSENT SEEN_ONCE NO_LEASE FULL FAILED BUSY',
     }
     for kind, names in ours.items():
         for name in names.split():
@@ -169,17 +167,14 @@ class Client:
         return request
 
     def answers(self, request, blocks):
-        """{block: (answer, slot, generation)} when all are decided."""
-        got = {}
-        while len(got) < blocks:
-            count, body = self.expect(ANSWER, request)
-            first, _, self.serial = ANSWER_BODY.unpack_from(body)
-            for i in range(count):
-                answer, slot, generation, _, _ = FRAME_ENTRY.unpack_from(
-                    body, ANSWER_BODY.size + i * FRAME_ENTRY.size)
-                if answer != PENDING:
-                    got[first + i] = (answer, slot, generation)
-        return [got[i] for i in range(blocks)]
+        """[(answer, slot, generation)] of all blocks."""
+        count, body = self.expect(ANSWER, request)
+        if count != blocks:
+            raise AssertionError(f'{count} blocks of {blocks} are answered')
+        self.serial, = ANSWER_BODY.unpack_from(body)
+        return [FRAME_ENTRY.unpack_from(
+            body, ANSWER_BODY.size + i * FRAME_ENTRY.size)[:3]
+                for i in range(count)]
 
     def read(self, first, n=1, layer=0, **kwargs):
         request = self.send_read([(layer, first, n)], **kwargs)
