@@ -679,8 +679,10 @@ void client_end(Client *c, const char *text)
     }
     remove_source(&c->in);
     remove_source(&c->out);
-    close(c->fd);
-    c->fd = -1;
+    WITH_QEMU_LOCK_GUARD(&server.store->lock) {
+        close(c->fd);
+        c->fd = -1;
+    }
     server.nclients--;
     let_go_all(c);
     client_reap(c);
@@ -752,12 +754,20 @@ void client_flush(Client *c)
     WITH_QEMU_LOCK_GUARD(&server.store->lock) {
         sent = send_all(c);
         full = !sent && (errno == EAGAIN || errno == ENOBUFS);
+        c->full = full;
     }
     if (!sent && !full) {
         client_end(c, NULL);
         return;
     }
     watch(c, full);
+}
+
+void client_answer(Client *c)
+{
+    if (c->fd < 0 || c->full || !send_answers(c)) {
+        client_kick(c);
+    }
 }
 
 static gboolean on_kick(gpointer opaque)

@@ -305,7 +305,7 @@ bool server_run(void (*leave)(void))
     QTAILQ_INIT(&server.clients);
     server.loop = g_main_loop_new(NULL, false);
     server.layers = layers_new(server.store, server.layer_idle, leases_changed);
-    server.fills = fills_new(server.store, client_kick);
+    server.fills = fills_new(server.store, client_answer);
     server.busy_until = g_get_monotonic_time();
     listen_again(NULL);
     g_timeout_add(DEDUP_ALIVE_MS, on_alive, NULL);

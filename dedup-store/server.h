@@ -13,8 +13,9 @@
  * - Answers are made when they are sent: one that is sent after a lease was
  *   given back does not use the layer's map.
  *
- * All runs in the main loop, but for a client's opener thread.  What is changed
- * by other threads is protected by the store's lock.
+ * All runs in the main loop, but for a client's opener thread, and workers that
+ * send an answer when they have decided it.  What is changed by other threads is
+ * protected by the store's lock.
  */
 
 #ifndef DEDUP_STORE_SERVER_H
@@ -73,7 +74,7 @@ typedef struct ClientLayer {
 } ClientLayer;
 
 struct Client {
-    int fd;                     /* -1: the connection has ended */
+    int fd;                     /* -1: it has ended; changes with the lock */
     pid_t pid;
     uid_t uid;
     int64_t since;              /* us: when it connected */
@@ -88,6 +89,7 @@ struct Client {
     QTAILQ_HEAD(, Request) requests;
     unsigned nrequests;
     bool kicked;                /* it will be flushed */
+    bool full;                  /* the socket is: on_out() goes on */
     bool want_alive, want_trim;
     bool too_many;              /* holds: it is to trim, again and again */
     int64_t next_trim;          /* us; for that reason */
@@ -112,6 +114,12 @@ void client_end(Client *c, const char *text);
 
 /* Have a client flushed by the main loop.  Any thread, with the lock held. */
 void client_kick(Client *c);
+
+/*
+ * Send the answers that are decided, or have the main loop do it if that cannot
+ * be at once.  Any thread, with the lock held.
+ */
+void client_answer(Client *c);
 
 /* --- opener.c: what may hang ---------------------------------------------- */
 

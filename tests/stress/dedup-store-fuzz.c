@@ -49,7 +49,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     server.store = store_new(8 * 1024 * 1024, &error_abort);
     QTAILQ_INIT(&server.clients);
     server.layers = layers_new(server.store, 60, nothing);
-    server.fills = fills_new(server.store, client_kick);
+    server.fills = fills_new(server.store, client_answer);
     return 0;
 }
 
