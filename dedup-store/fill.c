@@ -126,7 +126,7 @@ void request_look_up(Store *s, Request *r, unsigned i, Layer *layer,
     }
     layer_ref(layer);
     b->layer = layer;
-    if (is_known(s, b, layer_entry(layer, number, false))) {
+    if (is_known(s, b, layer_entry(layer, number))) {
         return;
     }
     if (r->flags & DEDUP_REQUEST_NO_FILL) {
@@ -152,23 +152,18 @@ static int read_run(const Fill *fill, uint8_t *buf)
         }
         done += MAX(got, 0);
     }
-    /* the frames have it: the page cache need not */
-    posix_fadvise(fill->layer->fd, offset, size, POSIX_FADV_DONTNEED);
     return 0;
 }
 
 static void record(Store *s, Layer *layer, uint64_t number, const Kept *k)
 {
-    Entry *e;
-
     if (k->answer != DEDUP_ANSWER_FRAME && k->answer != DEDUP_ANSWER_ZEROES) {
         return;
     }
-    e = layer_entry(layer, number, true);
-    layer->known += !e->generation;
-    *e = k->frame ? (Entry) { frame_slot(s, k->frame),
-                              frame_generation(k->frame) }
-                  : (Entry) { ENTRY_ZEROES, 1 };
+    layer_record(layer, number,
+                 k->frame ? (Entry) { frame_slot(s, k->frame),
+                                      frame_generation(k->frame) }
+                          : (Entry) { ENTRY_ZEROES, 1 });
 }
 
 /* Tell who waits, whose clients may be gone. */
@@ -194,6 +189,29 @@ static void tell_waiters(Fills *f, Fill *fill, const Kept *kept, bool leased)
     }
 }
 
+/*
+ * The frames have it: the page cache need not.  That keeps a folio of which only
+ * a part is said to be not needed, so where all of a chunk is known, all is.
+ */
+static void forget_pages(Fills *f, const Fill *fill)
+{
+    uint64_t first = fill->first, end = first + fill->n, last = end - 1;
+
+    WITH_QEMU_LOCK_GUARD(&f->store->lock) {
+        if (layer_is_leased(fill->layer)) {
+            if (layer_is_whole(fill->layer, first)) {
+                first = QEMU_ALIGN_DOWN(first, CHUNK_BLOCKS);
+            }
+            if (layer_is_whole(fill->layer, last)) {
+                end = QEMU_ALIGN_UP(end, CHUNK_BLOCKS);
+            }
+        }
+    }
+    posix_fadvise(fill->layer->fd, first * BLOCK, (end - first) * BLOCK,
+                  POSIX_FADV_DONTNEED);
+}
+
+/* Record what is known now, and tell who waits. */
 static void finish(Fills *f, Fill *fill, const Kept *kept)
 {
     bool leased;
@@ -216,9 +234,6 @@ static void finish(Fills *f, Fill *fill, const Kept *kept)
         }
     }
     *(fill->layer ? &f->store->fills : &f->store->puts) += fill->n;
-    if (fill->layer) {
-        layer_unref(fill->layer);
-    }
 }
 
 /*
@@ -235,8 +250,12 @@ static uint8_t *get_buffer(void)
     return g_private_get(&buffer);
 }
 
-static void fill_free(Fill *fill)
+static void fill_free(Fills *f, Fill *fill)
 {
+    if (fill->layer) {
+        QEMU_LOCK_GUARD(&f->store->lock);
+        layer_unref(fill->layer);
+    }
     qemu_vfree(fill->buf);
     g_array_free(fill->waiters, true);
     g_free(fill);
@@ -273,7 +292,10 @@ static void carry_out(Fills *f, Fill *fill)
     }
     trace_dedup_store_fill(fill->first, fill->n, ret);
     finish(f, fill, kept);
-    fill_free(fill);
+    if (fill->layer) {
+        forget_pages(f, fill);          /* when nobody waits any more */
+    }
+    fill_free(f, fill);
 }
 
 /* A thread of readers: this one, and others that waited for it to end. */

@@ -34,14 +34,35 @@ struct Layers {
 
 /* --- the map, with the lock held ------------------------------------------ */
 
-Entry *layer_entry(Layer *layer, uint64_t block, bool make)
+const Entry *layer_entry(const Layer *layer, uint64_t block)
 {
-    Entry **chunk = &layer->chunks[block / CHUNK_BLOCKS];
+    const Chunk *chunk = layer->chunks[block / CHUNK_BLOCKS];
 
-    if (!*chunk && make) {
-        *chunk = g_new0(Entry, CHUNK_BLOCKS);
+    return chunk ? &chunk->entries[block % CHUNK_BLOCKS] : NULL;
+}
+
+void layer_record(Layer *layer, uint64_t block, Entry entry)
+{
+    Chunk **chunk = &layer->chunks[block / CHUNK_BLOCKS];
+    Entry *e;
+
+    if (!*chunk) {
+        *chunk = g_new0(Chunk, 1);
     }
-    return *chunk ? &(*chunk)[block % CHUNK_BLOCKS] : NULL;
+    e = &(*chunk)->entries[block % CHUNK_BLOCKS];
+    if (!e->generation) {
+        (*chunk)->known++;
+        layer->known++;
+    }
+    *e = entry;
+}
+
+bool layer_is_whole(const Layer *layer, uint64_t block)
+{
+    const Chunk *chunk = layer->chunks[block / CHUNK_BLOCKS];
+    uint64_t first = QEMU_ALIGN_DOWN(block, CHUNK_BLOCKS);
+
+    return chunk && chunk->known == MIN(CHUNK_BLOCKS, layer->nblocks - first);
 }
 
 static void drop_map(Layer *layer)
@@ -140,7 +161,7 @@ static bool measure(Layer *layer)
         return false;
     }
     layer->nblocks = st.st_size / BLOCK;
-    layer->chunks = g_new0(Entry *, DIV_ROUND_UP(layer->nblocks,
+    layer->chunks = g_new0(Chunk *, DIV_ROUND_UP(layer->nblocks,
                                                  CHUNK_BLOCKS));
     return true;
 }

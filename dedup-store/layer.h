@@ -37,7 +37,13 @@ typedef struct Entry {
 } Entry;
 #define ENTRY_ZEROES UINT32_MAX /* a slot that no store has */
 
+/* As much as the largest folio of the page cache. */
 #define CHUNK_BLOCKS 512
+
+typedef struct Chunk {
+    unsigned known;             /* entries that are used */
+    Entry entries[CHUNK_BLOCKS];
+} Chunk;
 
 typedef struct Layer {
     int fd;
@@ -51,7 +57,7 @@ typedef struct Layer {
     int error;                  /* REFUSED: errno of F_SETLEASE */
     unsigned clients;           /* that have it open */
     int64_t unused_since;       /* us, if there are none */
-    Entry **chunks;             /* of CHUNK_BLOCKS entries, or NULL */
+    Chunk **chunks;             /* or NULL */
     uint64_t known;             /* entries that are used */
     GHashTable *fills;          /* block -> Fill, which reads it */
     QTAILQ_ENTRY(Layer) next;
@@ -86,7 +92,12 @@ static inline bool layer_is_leased(const Layer *layer)
     return layer->state == LAYER_LEASED;
 }
 
-Entry *layer_entry(Layer *layer, uint64_t block, bool make);
+/* What is known of @block; NULL: nothing of all that is near it. */
+const Entry *layer_entry(const Layer *layer, uint64_t block);
+void layer_record(Layer *layer, uint64_t block, Entry entry);
+
+/* Is all that is in @block's chunk known? */
+bool layer_is_whole(const Layer *layer, uint64_t block);
 
 /* Call @layer for each. */
 void layers_each(Layers *l, void (*each)(void *opaque, Layer *layer),
