@@ -17,11 +17,12 @@
 #   make build        QEMU with dedup-share
 #   make lint         checkpatch, clang's thread-safety analysis, who includes whom
 #   make sanitize     our tests under the address and UB sanitizers
+#   make tsan         the store daemon and clients under the thread sanitizer
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dedup-share
 
 .PHONY: all build demo demo-linux bench check check-fast check-no-lab lab lint
-.PHONY: sanitize hostile deps lab-deps fuzz-build model kill-test fuzz
+.PHONY: sanitize tsan hostile deps lab-deps fuzz-build model kill-test fuzz
 
 all: build
 
@@ -57,6 +58,11 @@ check: lab-deps fuzz-build
 
 check-no-lab: build fuzz-build
 	@scripts/check --no-lab
+
+tsan: deps
+	@scripts/deps --clang
+	@scripts/build-qemu --flavour tsan
+	@scripts/tsan
 
 hostile: build
 	@tests/hostile/hostile

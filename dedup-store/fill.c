@@ -276,12 +276,11 @@ static bool is_abandoned(Fills *f, const Fill *fill)
 }
 
 /* Read it, or take what was put, and keep that. */
-static void carry_out(Fills *f, Fill *fill)
+static void carry_out(Fills *f, Fill *fill, bool abandoned)
 {
     g_autofree Kept *kept = g_new0(Kept, fill->n);
     uint8_t *buf = fill->buf ?: get_buffer();
-    int ret = is_abandoned(f, fill) ? -ECANCELED :
-              fill->layer ? read_run(fill, buf) : 0;
+    int ret = abandoned ? -ECANCELED : fill->layer ? read_run(fill, buf) : 0;
     unsigned i;
 
     if (ret == 0) {
@@ -303,10 +302,13 @@ static void read_some(gpointer data, gpointer opaque)
 {
     Fills *f = opaque;
     Fill *fill = data;
-    dev_t device = fill->layer->dev;
 
     while (fill) {
-        carry_out(f, fill);
+        /* what is in it was written with the lock held */
+        bool abandoned = is_abandoned(f, fill);
+        dev_t device = fill->layer->dev;
+
+        carry_out(f, fill, abandoned);
         QEMU_LOCK_GUARD(&f->store->lock);
         f->running--;
         fill = turns_end(f->turns, device);
@@ -317,7 +319,7 @@ static void put_some(gpointer data, gpointer opaque)
 {
     Fills *f = opaque;
 
-    carry_out(f, data);
+    carry_out(f, data, is_abandoned(f, data));
     QEMU_LOCK_GUARD(&f->store->lock);
     f->running--;
 }

@@ -893,7 +893,7 @@ static void *run_silent(void *opaque)
     DedupMsgHello hello;
     int s = accept(sc->listener, NULL, NULL);
 
-    sc->times = 1;
+    qatomic_set(&sc->times, 1);
     while (recv(s, &hello, sizeof(hello), 0) > 0) {
         qatomic_set(&sc->times, 2);
     }
