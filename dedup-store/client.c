@@ -100,6 +100,7 @@ static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
     return (DedupMsgFrame) {
         .answer = b->answer, .slot = frame_slot(s, b->frame),
         .generation = frame_generation(b->frame), .flags = flags,
+        .handle = frames_handle(&s->frames, frame_slot(s, b->frame)),
     };
 }
 
@@ -314,10 +315,11 @@ static const char *on_hello(Client *c, const Message *m)
     Store *s = server.store;
     DedupMsgWelcome w = {
         .header.type = DEDUP_MSG_WELCOME,
-        .version = DEDUP_PROTOCOL_VERSION, .store = DEDUP_STORE_KIND_LINUX,
+        .version = DEDUP_PROTOCOL_VERSION, .store = s->frames.ops->kind,
         .nslots = s->frames.nslots, .size = s->size, .asked = server.asked,
     };
     Process *p;
+    int fd;
 
     if (!has_size(m, sizeof(*h), 0) || m->header.count ||
         h->magic != DEDUP_PROTOCOL_MAGIC) {
@@ -330,8 +332,10 @@ static const char *on_hello(Client *c, const Message *m)
     if (h->flags & ~DEDUP_HELLO_OBSERVER || h->reserved) {
         return "HELLO: unknown flags";
     }
-    if (h->store && h->store != DEDUP_STORE_KIND_LINUX) {
-        return "the store daemon has a Linux store";
+    if (h->store && h->store != w.store) {
+        return w.store == DEDUP_STORE_KIND_XEN
+               ? "the store daemon has a Xen store"
+               : "the store daemon has a Linux store";
     }
     c->observer = h->flags & DEDUP_HELLO_OBSERVER;
     QEMU_LOCK_GUARD(&s->lock);
@@ -350,8 +354,8 @@ static const char *on_hello(Client *c, const Message *m)
         memcpy(w.uuid, s->uuid, sizeof(w.uuid));
     }
     c->greeted = true;
-    return dedup_send(c->fd, &w, sizeof(w), NULL, 0,
-                      c->observer ? -1 : s->frames.client_fd)
+    fd = s->frames.ops->welcome(s->frames.opaque, &w);
+    return dedup_send(c->fd, &w, sizeof(w), NULL, 0, c->observer ? -1 : fd)
            ? NULL : "WELCOME could not be sent";
 }
 

@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include "qapi/error.h"
 #include "qemu-version.h"
 #include "qemu/cutils.h"
@@ -25,7 +26,6 @@
 #include "qemu/help-texts.h"
 #include "trace/control.h"
 #include "dedup-store/socket.h"
-#include "memory-limit.h"
 #include "server.h"
 #include "tool.h"
 
@@ -53,7 +53,7 @@ static void usage(const char *name)
 "Store daemon of a group of QEMUs with dedup-share\n"
 "\n"
 "  -g, --group=NAME          the group (default 'default')\n"
-"  -S, --store=KIND          what frames are made of: linux (default)\n"
+"  -S, --store=KIND          what frames are made of: linux (default) or xen\n"
 "  -s, --size=SIZE           most memory that it may take, with an optional\n"
 "                            suffix k, M, G or T (default: an eighth of what\n"
 "                            there is)\n"
@@ -188,14 +188,25 @@ static void parse_options(int argc, char **argv)
         exit(1);
     }
     opts.socket = opts.socket ?: dedup_socket_path(opts.group);
-    if (!strcmp(opts.store, "xen")) {
-        error_report("--store: a store daemon for Xen is not there yet; Xen "
-                     "guests share by the dedup-share filter alone");
-        exit(1);
-    } else if (strcmp(opts.store, "linux")) {
-        error_report("--store: '%s' is not known; use linux", opts.store);
+}
+
+/* What frames are made of. */
+static const FramesOps *find_ops(void)
+{
+    if (!strcmp(opts.store, "linux")) {
+        return &frames_linux;
+    }
+    if (strcmp(opts.store, "xen")) {
+        error_report("--store: '%s' is not known; use linux or xen",
+                     opts.store);
         exit(1);
     }
+#ifdef CONFIG_DEDUP_STORE_XEN
+    return &frames_xen;
+#else
+    error_report("--store: this program was built without Xen; use linux");
+    exit(1);
+#endif
 }
 
 /* What --size says; 0: nothing. */
@@ -212,13 +223,17 @@ static uint64_t parse_size(void)
 }
 
 /* The size that was @asked for, or what there is room for. */
-static uint64_t choose_size(uint64_t asked)
+static uint64_t choose_size(const FramesOps *ops, uint64_t asked)
 {
-    uint64_t memory = memory_limit_find("");
+    uint64_t memory = ops->host_memory();
     uint64_t most = muldiv64(memory, opts.most, 100);
     uint64_t size = asked ?: MIN(memory / 8, most);
     g_autofree char *text = NULL;
 
+    if (!memory) {
+        error_report("--store: cannot talk to Xen; a Xen store is for dom0");
+        exit(1);
+    }
     if (size > most) {
         text = size_to_str(most);
         warn_report("--size: there is less memory, for the host or by the "
@@ -345,18 +360,85 @@ static void remove_socket(void)
     unlink(opts.socket);
 }
 
+/* The last thing that a daemon does. */
+static void remove_lock(void)
+{
+    g_autofree char *lock = g_strconcat(opts.socket, ".lock", NULL);
+
+    unlink(lock);
+}
+
+/* --- in the background ---------------------------------------------------- */
+
+static int ready_fd = -1;
+
+/*
+ * Go on in a child.  The parent stays until that is ready, and ends with its
+ * exit code if it does not get so far.  Before anything is opened that a child
+ * cannot have, as what Xen's libraries open.
+ */
+static void daemonize(void)
+{
+    int fds[2], status;
+    char byte;
+    pid_t pid;
+
+    pid = pipe2(fds, O_CLOEXEC) < 0 ? -1 : fork();
+    if (pid < 0) {
+        error_report("--daemonize: %s", strerror(errno));
+        exit(1);
+    }
+    if (pid) {
+        close(fds[1]);
+        if (RETRY_ON_EINTR(read(fds[0], &byte, 1)) == 1) {
+            _exit(0);
+        }
+        RETRY_ON_EINTR(waitpid(pid, &status, 0));
+        _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+    }
+    close(fds[0]);
+    ready_fd = fds[1];
+    setsid();
+}
+
+/* Clients can come; nobody sees what is said on the terminal any more. */
+static void say_ready(void)
+{
+    int fd;
+
+    if (ready_fd < 0) {
+        return;
+    }
+    fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (chdir("/") < 0 || fd < 0 || dup2(fd, 0) < 0 || dup2(fd, 1) < 0 ||
+        dup2(fd, 2) < 0 || write(ready_fd, "", 1) != 1) {
+        error_report("--daemonize: %s", strerror(errno));
+        exit(1);
+    }
+    close(fd);
+    close(ready_fd);
+}
+
 static int run_daemon(void)
 {
+    const FramesOps *ops = find_ops();
     unsigned sockets = check_socket_activation();
+    Error *err = NULL;
+    uint64_t size;
     bool idle;
 
     if (sockets > 1) {
         error_report("systemd has passed %u sockets, not one", sockets);
         return 1;
     }
-    warn_of_huge_pages();
     server.asked = parse_size();
-    server.store = store_new(choose_size(server.asked), &error_fatal);
+    size = choose_size(ops, server.asked);
+    if (opts.daemonize) {
+        daemonize();
+    }
+    if (ops == &frames_linux) {
+        warn_of_huge_pages();
+    }
     server.group = opts.group;
     server.idle_exit = opts.idle_exit;
     server.layer_idle = opts.layer_idle;
@@ -365,25 +447,30 @@ static int run_daemon(void)
     if (sockets) {
         check_socket(server.listen_fd);
     }
-    if (opts.daemonize && qemu_daemon(0, 0) < 0) {
-        error_report("--daemonize: %s", strerror(errno));
+    /* the socket is ours: so is what earlier daemons there have left */
+    server.store = store_new(ops, opts.group, opts.socket, size, &err);
+    if (!server.store) {
+        error_report_err(err);
+        if (!sockets) {
+            remove_socket();
+            remove_lock();
+        }
         return 1;
     }
     if (opts.pidfile) {
         qemu_write_pidfile(opts.pidfile, &error_fatal);
     }
+    say_ready();
     be_prepared();
     idle = server_run(sockets ? NULL : remove_socket);
-    if (!sockets) {
-        g_autofree char *lock = g_strconcat(opts.socket, ".lock", NULL);
-
-        unlink(lock);
+    if (idle) {
+        store_free(server.store);
     }
     if (opts.pidfile) {
         unlink(opts.pidfile);
     }
-    if (idle) {
-        store_free(server.store);
+    if (!sockets) {
+        remove_lock();
     }
     return 0;
 }

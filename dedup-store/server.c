@@ -8,10 +8,10 @@
 #include <glib-unix.h>
 #include <sys/socket.h>
 #include "qemu/cutils.h"
+#include "qemu/error-report.h"
 #include "qemu/lockable.h"
 #include "dedup-store/send.h"
 #include "checks.h"
-#include "memory-limit.h"
 #include "server.h"
 #include "trace.h"
 
@@ -216,10 +216,9 @@ static void reclaimed(void)
 static gboolean on_drop(gpointer opaque)
 {
     unsigned most = MIN(server.to_drop, STORE_RECLAIM_MOST);
-    unsigned done = store_reclaim(server.store, most);
 
-    server.dropped += done;
-    server.to_drop = done < most ? 0 : server.to_drop - done;
+    server.dropped += store_reclaim(server.store, most);
+    server.to_drop -= most;
     if (server.to_drop) {
         return G_SOURCE_CONTINUE;
     }
@@ -228,8 +227,12 @@ static gboolean on_drop(gpointer opaque)
     return G_SOURCE_REMOVE;
 }
 
+/* Try to drop @n frames, or all that are idle now. */
 static void start_drop(unsigned n)
 {
+    WITH_QEMU_LOCK_GUARD(&server.store->lock) {
+        n = MIN(n, server.store->nidle);
+    }
     server.to_drop = MAX(server.to_drop, n);
     if (!server.dropping) {
         server.dropping = g_idle_add_full(G_PRIORITY_DEFAULT, on_drop, NULL,
@@ -249,9 +252,14 @@ void server_reclaim(void)
 static gboolean on_second(gpointer opaque)
 {
     end_silent();
+    if (frames_are_lost(&server.store->frames)) {
+        error_report("the store domain was destroyed; the store daemon ends");
+        g_main_loop_quit(server.loop);
+        return G_SOURCE_CONTINUE;
+    }
     if (g_get_monotonic_time() < server.reclaim_until) {
         start_drop(UINT_MAX);
-    } else if (memory_is_short()) {
+    } else if (frames_are_short(&server.store->frames)) {
         /* an eighth of what is idle; more in a second, if that is not enough */
         start_drop(server.store->nidle / 8 + 1);
     }

@@ -60,7 +60,8 @@ static gboolean digest_equal(gconstpointer a, gconstpointer b)
            x->digest.high64 == y->digest.high64;
 }
 
-Store *store_new(uint64_t size, Error **errp)
+Store *store_new(const FramesOps *ops, const char *group, const char *place,
+                 uint64_t size, Error **errp)
 {
     Store *s = g_new0(Store, 1);
     uint64_t nslots = size / (BLOCK + STORE_OVERHEAD);
@@ -72,7 +73,7 @@ Store *store_new(uint64_t size, Error **errp)
         g_free(s);
         return NULL;
     }
-    if (!frames_open(&s->frames, nslots, errp)) {
+    if (!frames_open(&s->frames, ops, group, place, nslots, errp)) {
         g_free(s);
         return NULL;
     }
@@ -190,7 +191,10 @@ static void seal(Store *s, Frame *f)
     }
 }
 
-/* Take the oldest idle frame out of all tables; its memory is still there. */
+/*
+ * Take the oldest idle frame out of all tables, to be retired: then it is
+ * evicted(), or untaken().
+ */
 static Frame *take_idle(Store *s)
 {
     Frame *f = QTAILQ_FIRST(&s->idle);
@@ -201,12 +205,24 @@ static Frame *take_idle(Store *s)
             g_hash_table_remove(s->digests, f);
         }
         f->state = FILLING;
-        f->generation += DO("generation");
         f->pins = 1;
         s->nsealed--;
-        s->evicted++;
     }
     return f;
+}
+
+/* Nobody uses it: its slot is free for other content. */
+static void evicted(Store *s, Frame *f)
+{
+    f->generation += DO("generation");
+    s->evicted++;
+}
+
+/* Somebody uses it, whom no client stands for: it is the youngest again. */
+static void untaken(Store *s, Frame *f)
+{
+    seal(s, f);
+    store_unpin(s, f);
 }
 
 /* Take at most @n idle frames, the oldest first; and how many. */
@@ -226,12 +242,34 @@ static unsigned take_idles(Store *s, uint32_t *slots, unsigned n)
     return i;
 }
 
+/* Of @n slots that were taken, those that nobody uses stay; and how many. */
+static unsigned retire(Store *s, uint32_t *slots, unsigned n)
+{
+    bool idle[STORE_RECLAIM_MOST];
+    unsigned i, kept = 0;
+
+    frames_retire(&s->frames, slots, n, idle);
+    QEMU_LOCK_GUARD(&s->lock);
+    for (i = 0; i < n; i++) {
+        Frame *f = &s->table[slots[i]];
+
+        if (idle[i]) {
+            evicted(s, f);
+            slots[kept++] = slots[i];
+        } else {
+            untaken(s, f);
+        }
+    }
+    return kept;
+}
+
 unsigned store_reclaim(Store *s, unsigned n)
 {
     uint32_t slots[STORE_RECLAIM_MOST];
-    unsigned i, run, done;
+    unsigned i, run, taken, done;
 
-    done = take_idles(s, slots, MIN(n, STORE_RECLAIM_MOST));
+    taken = take_idles(s, slots, MIN(n, STORE_RECLAIM_MOST));
+    done = retire(s, slots, taken);
     for (i = 0; i < done; i += run) {
         run = 1;
         while (i + run < done && slots[i + run] == slots[i] + run) {
@@ -352,6 +390,7 @@ void process_release(Store *s, Process *p, uint32_t slot, uint64_t serial)
 typedef struct Work {
     Frame key;                  /* its digest */
     enum { ZEROES, FOUND, NEW, TWIN, NONE } kind;
+    bool taken;                 /* NEW: its slot has to be retired first */
     unsigned twin;
     Frame *frame;               /* FOUND, NEW: pinned */
 } Work;
@@ -378,6 +417,7 @@ static void digest_all(Store *s, Work *w, const uint8_t *buf, unsigned n)
 
     for (i = 0; i < n; i++) {
         w[i].frame = NULL;
+        w[i].taken = false;
         if (buffer_is_zero(buf + i * BLOCK, BLOCK)) {
             w[i].kind = ZEROES;
             continue;
@@ -424,12 +464,46 @@ static void find_all(Store *s, Work *w, const uint8_t *buf, unsigned n,
                 kept[i].answer = DEDUP_ANSWER_SEEN_ONCE;
                 continue;
             }
-            w[i].frame = take_free(s) ?: take_idle(s);
+            w[i].frame = take_free(s);
+            if (!w[i].frame) {
+                w[i].frame = take_idle(s);
+                w[i].taken = w[i].frame;
+            }
             kept[i].answer = DEDUP_ANSWER_FULL;
             if (w[i].frame) {
                 w[i].kind = NEW;
-                w[i].frame->digest = w[i].key.digest;
             }
+        }
+    }
+}
+
+/* Of the frames that were taken, those that somebody uses are not for us. */
+static void retire_taken(Store *s, Work *w, unsigned n)
+{
+    uint32_t slots[DEDUP_READ_BLOCKS];
+    bool idle[DEDUP_READ_BLOCKS];
+    unsigned i, ntaken = 0;
+
+    for (i = 0; i < n; i++) {
+        if (w[i].taken) {
+            slots[ntaken++] = frame_slot(s, w[i].frame);
+        }
+    }
+    if (!ntaken) {
+        return;
+    }
+    frames_retire(&s->frames, slots, ntaken, idle);
+    QEMU_LOCK_GUARD(&s->lock);
+    for (i = ntaken = 0; i < n; i++) {
+        if (!w[i].taken) {
+            continue;
+        }
+        if (idle[ntaken++]) {
+            evicted(s, w[i].frame);
+        } else {
+            untaken(s, w[i].frame);
+            w[i].frame = NULL;
+            w[i].kind = NONE;           /* its answer is FULL */
         }
     }
 }
@@ -454,8 +528,10 @@ static void write_new(Store *s, Work *w, const uint8_t *buf, unsigned n,
         }
         ret = frames_write(&s->frames, slot, run, buf + i * BLOCK);
         for (j = i; j < i + run; j++) {
-            kept[j].answer = ret < 0 ? DEDUP_ANSWER_FAILED
-                                     : DEDUP_ANSWER_FRAME;
+            w[j].frame->digest = w[j].key.digest;
+            kept[j].answer =
+                ret == -ENOMEM || ret == -ENOSPC ? DEDUP_ANSWER_FULL :
+                ret < 0 ? DEDUP_ANSWER_FAILED : DEDUP_ANSWER_FRAME;
         }
     }
 }
@@ -518,6 +594,7 @@ void store_keep(Store *s, const uint8_t *buf, unsigned n, uint32_t flags,
     memset(kept, 0, n * sizeof(*kept));
     digest_all(s, w, buf, n);
     find_all(s, w, buf, n, flags, kept);
+    retire_taken(s, w, n);
     write_new(s, w, buf, n, kept);
     compare_found(s, w, buf, n, kept);
     hand_over(s, w, n, kept);

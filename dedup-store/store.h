@@ -7,8 +7,8 @@
  *
  * - Only this process writes frames.  A frame is written before anybody can
  *   find it, and never after it was sealed.
- * - A frame that is held or pinned is not evicted.  A frame is held before it
- *   is named to a client.
+ * - A frame that is held or pinned is not evicted, nor one that somebody uses
+ *   beside (frames.h).  A frame is held before it is named to a client.
  * - (slot, generation) names one content for ever: the generation changes
  *   before the slot is used again, and a slot whose generations are used up is
  *   not.
@@ -22,8 +22,9 @@
  *     ^                        |                       |          |
  *     |      it failed         |     nobody holds or   v   held   |
  *     +------------------------+     pins it:        idle --------'
- *     +----------------------------------------------- |
- *              evicted: by store_keep() that needs a slot, store_reclaim()
+ *     +---------------------------- FILLING ---------- |
+ *              evicted: by store_keep() that needs a slot, store_reclaim();
+ *              it stays SEALED if frames_retire() says that somebody uses it
  *
  * Locks: one, store->lock, a leaf but for GLib's own.  It is not held across
  * I/O, or anything that can wait.
@@ -90,8 +91,12 @@ typedef struct Kept {
     bool made;                  /* no frame had this content */
 } Kept;
 
-/* A store of @size bytes in all.  NULL with *errp set on error. */
-Store *store_new(uint64_t size, Error **errp);
+/*
+ * A store of @size bytes in all, of frames of the kind @ops, for @group, whose
+ * daemon listens at @place.  NULL with *errp set on error.
+ */
+Store *store_new(const FramesOps *ops, const char *group, const char *place,
+                 uint64_t size, Error **errp);
 void store_free(Store *s);
 
 /*
@@ -102,9 +107,9 @@ void store_keep(Store *s, const uint8_t *buf, unsigned n, uint32_t flags,
                 Kept *kept);
 
 /*
- * Drop frames that nobody uses, the oldest first, at most @n of them and
- * STORE_RECLAIM_MOST; returns how many, fewer than both if that was all.
- * Takes the lock.
+ * Try to drop frames that nobody holds, the oldest first, at most @n of them
+ * and STORE_RECLAIM_MOST; returns how many were.  Those that somebody uses all
+ * the same are the youngest then.  Takes the lock.
  */
 #define STORE_RECLAIM_MOST 1024
 unsigned store_reclaim(Store *s, unsigned n);

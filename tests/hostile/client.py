@@ -68,11 +68,12 @@ class Client:
         self.request = self.serial = 0
         self.trims = 0
         self.states = {}
+        self.handles = {}           # Xen: of slots that were named
         self.frames = None
         self.send(hello or self.hello(token=token, **kwargs), fds)
         body, fds = self.expect(WELCOME)
-        (self.version, self.store, self.nslots, _, self.size, _, self.token,
-         _) = WELCOME_BODY.unpack(body)
+        (self.version, self.store, self.nslots, self.domid, self.size, _,
+         self.token, _) = WELCOME_BODY.unpack(body)
         if fds:
             self.frames = fds[0]
 
@@ -172,9 +173,12 @@ class Client:
         if count != blocks:
             raise AssertionError(f'{count} blocks of {blocks} are answered')
         self.serial, = ANSWER_BODY.unpack_from(body)
-        return [FRAME_ENTRY.unpack_from(
-            body, ANSWER_BODY.size + i * FRAME_ENTRY.size)[:3]
-                for i in range(count)]
+        got = [FRAME_ENTRY.unpack_from(
+            body, ANSWER_BODY.size + i * FRAME_ENTRY.size)
+               for i in range(count)]
+        self.handles.update((slot, handle) for answer, slot, _, _, handle
+                            in got if answer == FRAME)
+        return [entry[:3] for entry in got]
 
     def read(self, first, n=1, layer=0, **kwargs):
         request = self.send_read([(layer, first, n)], **kwargs)

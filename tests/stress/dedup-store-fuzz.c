@@ -46,7 +46,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     sigaddset(&set, SIGIO);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     server.group = "fuzz";
-    server.store = store_new(8 * 1024 * 1024, &error_abort);
+    server.store = store_new(&frames_linux, "fuzz", "", 8 * 1024 * 1024,
+                             &error_abort);
     QTAILQ_INIT(&server.clients);
     server.layers = layers_new(server.store, 60, nothing);
     server.fills = fills_new(server.store, client_answer);

@@ -20,15 +20,20 @@
 static Store *store;
 static uint8_t *bytes;          /* NBLOCKS different blocks */
 
-static void setup(uint64_t size)
+static void setup_with(const FramesOps *ops, uint64_t size)
 {
     unsigned i;
 
-    store = store_new(size, &error_abort);
+    store = store_new(ops, "test", "", size, &error_abort);
     bytes = g_malloc(NBLOCKS * BLOCK);
     for (i = 0; i < NBLOCKS * BLOCK / 4; i++) {
         ((uint32_t *)bytes)[i] = g_test_rand_int();
     }
+}
+
+static void setup(uint64_t size)
+{
+    setup_with(&frames_linux, size);
 }
 
 static void teardown(void)
@@ -175,6 +180,55 @@ static void test_full(void)
     teardown();
 }
 
+/* A slot that somebody uses whom no client stands for, or -1. */
+static int used_slot;
+
+static void fake_retire(void *frames, const uint32_t *slots, unsigned n,
+                        bool *idle)
+{
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        idle[i] = slots[i] != used_slot;
+    }
+}
+
+/* What nobody holds and somebody uses stays, and is still found. */
+static void test_used(void)
+{
+    FramesOps ops = frames_linux;
+    Kept kept[NBLOCKS], again;
+    uint32_t generation;
+    unsigned i, full = 0;
+
+    ops.retire = fake_retire;
+    setup_with(&ops, 4 * (BLOCK + STORE_OVERHEAD));
+    keep(0, 4, kept);
+    used_slot = frame_slot(store, kept[1].frame);
+    generation = frame_generation(kept[1].frame);
+    unpin(kept, 4);
+    /* four idle frames, one of which is in use */
+    store_keep(store, bytes + 4 * BLOCK, 4, 0, kept);
+    for (i = 0; i < 4; i++) {
+        full += kept[i].answer == DEDUP_ANSWER_FULL;
+        g_assert_true(kept[i].answer != DEDUP_ANSWER_FRAME ||
+                      frame_slot(store, kept[i].frame) != used_slot);
+    }
+    g_assert_cmpint(full, ==, 1);
+    unpin(kept, 4);
+    keep(1, 1, &again);
+    g_assert_cmpint(frame_slot(store, again.frame), ==, used_slot);
+    g_assert_cmpint(frame_generation(again.frame), ==, generation);
+    g_assert_false(again.made);
+    unpin(&again, 1);
+    g_assert_cmpint(store_reclaim(store, 100), ==, 3);
+    g_assert_cmpint(store->nidle, ==, 1);
+    used_slot = -1;
+    g_assert_cmpint(store_reclaim(store, 100), ==, 1);
+    g_assert_cmpint(store->evicted, ==, 7);
+    teardown();
+}
+
 /* --- limits -------------------------------------------------------------- */
 
 static void put(const char *root, const char *path, const char *text)
@@ -250,6 +304,7 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/store/second-read", test_second_read);
     g_test_add_func("/dedup/store/holds", test_holds);
     g_test_add_func("/dedup/store/full", test_full);
+    g_test_add_func("/dedup/store/used", test_used);
     g_test_add_func("/dedup/store/limits", test_limits);
     g_test_add_func("/dedup/store/turns", test_turns);
     return g_test_run();

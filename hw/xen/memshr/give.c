@@ -205,16 +205,16 @@ static bool can_share_onto(const Page *p, long nominated, long count)
 static unsigned nominate(DedupStore *s, Page *pages, unsigned n,
                          Page *undecided, unsigned *nundecided)
 {
-    XenMemshrCalls *c = &s->calls;
+    XenCalls *c = &s->calls;
     unsigned i, kept = 0;
 
     for (i = 0; i < n; i++) {
-        xen_memshr_nominate(c, xen_domid, pages[i].give->dest.gfn);
-        xen_memshr_count(c, xen_domid, pages[i].give->dest.gfn);
+        xen_calls_nominate(c, xen_domid, pages[i].give->dest.gfn);
+        xen_calls_count(c, xen_domid, pages[i].give->dest.gfn);
     }
-    xen_memshr_calls_make(c);
+    xen_calls_make(c);
     for (i = 0; i < n; i++) {
-        pages[i].handle = xen_memshr_handle(c, 2 * i);
+        pages[i].handle = xen_calls_handle(c, 2 * i);
         s->counters.fresh_hypercalls += pages[i].given_before ? 0 : 2;
         if (can_share_onto(&pages[i], c->rc[2 * i], c->rc[2 * i + 1])) {
             pages[kept++] = pages[i];
@@ -229,16 +229,16 @@ static unsigned nominate(DedupStore *s, Page *pages, unsigned n,
 static void share(DedupStore *s, const Page *pages, unsigned n,
                   Page *undecided, unsigned *nundecided)
 {
-    XenMemshrCalls *c = &s->calls;
+    XenCalls *c = &s->calls;
     unsigned i;
 
     for (i = 0; i < n; i++) {
         const DedupGive *g = pages[i].give;
 
-        xen_memshr_share(c, s->domain.domid, xen_store_gfn(g->slot), g->word,
+        xen_calls_share(c, s->domain.domid, xen_store_gfn(g->slot), g->word,
                          xen_domid, g->dest.gfn, pages[i].handle);
     }
-    xen_memshr_calls_make(c);
+    xen_calls_make(c);
     for (i = 0; i < n; i++) {
         bool before = pages[i].given_before;
 

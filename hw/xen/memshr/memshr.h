@@ -11,54 +11,15 @@
 #define HW_XEN_MEMSHR_H
 
 #include <xenctrl.h>
-#include <xencall.h>
 #include <xenforeignmemory.h>
 
 #include "block/dedup-share.h"
+#include "dedup-store/xen-calls.h"
 #include "exec/memory.h"
 #include "mapcache.h"
 #include "qemu/thread.h"
 
-/* --- call.c: many memory operations in one system call ------------------- */
-
-#define MEMSHR_MAX_CALLS (2 * DEDUP_BATCH)
-
-/*
- * A list of operations to be made in one multicall, in order.  Not thread
- * safe.  rc[i] is an operation's result: >= 0, or -errno.
- */
-typedef struct XenMemshrCalls {
-    xencall_handle *xcall;
-    void *buf;                  /* hypercall-safe memory of all below */
-    multicall_entry_t *entries;
-    xen_mem_sharing_op_t *ops;
-    unsigned n;
-    long rc[MEMSHR_MAX_CALLS];
-    uint64_t hypercalls;        /* made since init */
-    uint64_t system_calls;
-} XenMemshrCalls;
-
-bool xen_memshr_calls_init(XenMemshrCalls *c, Error **errp);
-void xen_memshr_calls_destroy(XenMemshrCalls *c);
-
-/* Append an operation; they return its number. */
-unsigned xen_memshr_nominate(XenMemshrCalls *c, uint32_t domid, uint64_t gfn);
-unsigned xen_memshr_share(XenMemshrCalls *c, uint32_t source,
-                          uint64_t source_gfn, uint64_t source_handle,
-                          uint32_t client, uint64_t client_gfn,
-                          uint64_t client_handle);
-/* Result: how many gfns share the page; -EINVAL: it is not shared. */
-unsigned xen_memshr_count(XenMemshrCalls *c, uint32_t domid, uint64_t gfn);
-
-/* Make them.  If the multicall itself fails, every result is -EIO. */
-void xen_memshr_calls_make(XenMemshrCalls *c);
-
-/* The handle that a nomination returned. */
-uint64_t xen_memshr_handle(XenMemshrCalls *c, unsigned i);
-
 /* --- store-domain.c: the domain that owns the frames --------------------- */
-
-#define MEMSHR_GFN_BASE 0x10000ULL  /* the gfn of slot 0 */
 
 typedef struct XenStoreDomain {
     uint32_t domid;
@@ -70,11 +31,6 @@ typedef struct XenStoreDomain {
      */
     void *pin;
 } XenStoreDomain;
-
-static inline uint64_t xen_store_gfn(uint32_t slot)
-{
-    return MEMSHR_GFN_BASE + slot;
-}
 
 /*
  * Make a store domain for @nframes frames, named after @group in xenstore so
@@ -116,7 +72,7 @@ struct DedupStore {
     xenforeignmemory_handle *fmem;
 
     QemuMutex lock;             /* protects all below; held for a batch */
-    XenMemshrCalls calls;
+    XenCalls calls;
     DedupStoreCounters counters;
     uint64_t other_hypercalls;
     uint64_t other_system_calls;

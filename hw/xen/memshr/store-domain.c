@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * An HVM domain without a running vCPU, kernel or device model.  Slot n of
- * the store is its gfn MEMSHR_GFN_BASE + n.  The page behind the last slot is
+ * the store is its gfn XEN_STORE_GFN_BASE + n.  The page behind the last slot is
  * never a frame; it is there to be mapped.
  */
 

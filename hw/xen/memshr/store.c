@@ -38,7 +38,7 @@ static bool open_handles(DedupStore *s, Error **errp)
     s->xc = xc_interface_open(NULL, NULL, 0);
     s->fmem = xenforeignmemory_open(NULL, 0);
     if (s->xc && s->fmem) {
-        return xen_memshr_calls_init(&s->calls, errp);
+        return xen_calls_init(&s->calls, errp);
     }
     error_setg_errno(errp, errno, "store: cannot talk to Xen");
     return false;
@@ -46,9 +46,7 @@ static bool open_handles(DedupStore *s, Error **errp)
 
 static void close_handles(DedupStore *s)
 {
-    if (s->calls.xcall) {
-        xen_memshr_calls_destroy(&s->calls);
-    }
+    xen_calls_destroy(&s->calls);
     if (s->fmem) {
         xenforeignmemory_close(s->fmem);
     }
@@ -252,12 +250,12 @@ static int seal_frames(DedupStore *s, const xen_pfn_t *gfns, unsigned n,
     unsigned i;
 
     for (i = 0; i < n; i++) {
-        xen_memshr_nominate(&s->calls, s->domain.domid, gfns[i]);
+        xen_calls_nominate(&s->calls, s->domain.domid, gfns[i]);
     }
-    xen_memshr_calls_make(&s->calls);
+    xen_calls_make(&s->calls);
     for (i = 0; i < n; i++) {
         ret = ret ?: s->calls.rc[i];
-        words[i] = xen_memshr_handle(&s->calls, i);
+        words[i] = xen_calls_handle(&s->calls, i);
     }
     return ret;
 }
@@ -317,9 +315,9 @@ static uint64_t xen_store_in_use(DedupStore *s, const uint32_t *slots,
 
     QEMU_LOCK_GUARD(&s->lock);
     for (i = 0; i < n; i++) {
-        xen_memshr_count(&s->calls, s->domain.domid, xen_store_gfn(slots[i]));
+        xen_calls_count(&s->calls, s->domain.domid, xen_store_gfn(slots[i]));
     }
-    xen_memshr_calls_make(&s->calls);
+    xen_calls_make(&s->calls);
     for (i = 0; i < n; i++) {
         used |= (uint64_t)(s->calls.rc[i] != 1) << i;
     }

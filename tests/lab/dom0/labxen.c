@@ -112,6 +112,33 @@ int lab_sharing(uint32_t domid, int enable)
     return check(xc_memshr_control(xc, domid, enable));
 }
 
+/* Have a guest's page be a frame of a store, as a device model does. */
+int lab_share(uint32_t source, uint64_t source_gfn, uint64_t source_handle,
+              uint32_t domid, uint64_t gfn)
+{
+    uint64_t handle;
+
+    if (xc_memshr_nominate_gfn(xc, domid, gfn, &handle)) {
+        return -errno;
+    }
+    return check(xc_memshr_share_gfns(xc, source, source_gfn, source_handle,
+                                      domid, gfn, handle));
+}
+
+/* Have an HVM domain get pages. */
+int lab_populate(uint32_t domid, uint64_t gfn, int count)
+{
+    int i, rc = xc_set_paging_mempool_size(xc, domid, 4 << 20);
+
+    for (i = 0; i < count && !rc; i++) {
+        xen_pfn_t one = gfn + i;
+
+        rc = xc_domain_setmaxmem(xc, domid, (count + 64) * 4) ?:
+             xc_domain_populate_physmap_exact(xc, domid, 1, 0, 0, &one);
+    }
+    return check(rc);
+}
+
 int lab_pause(uint32_t domid, int pause)
 {
     return check(pause ? xc_domain_pause(xc, domid)

@@ -40,6 +40,8 @@ PROTOTYPES = {
     "lab_set_max_kib": (c_int, [c_uint32, c_uint64]),
     "lab_claim": (c_int, [c_uint32, c_uint64]),
     "lab_sharing": (c_int, [c_uint32, c_int]),
+    "lab_share": (c_int, [c_uint32, c_uint64, c_uint64, c_uint32, c_uint64]),
+    "lab_populate": (c_int, [c_uint32, c_uint64, c_int]),
     "lab_pause": (c_int, [c_uint32, c_int]),
     "lab_create": (c_int, [c_int, c_int, c_char_p]),
     "lab_destroy": (c_int, [c_uint32]),
@@ -140,6 +142,14 @@ class Xen:
     def sharing(self, domid, enable=True):
         """Enable sharing as the filter will; raises what Xen says."""
         self.call("sharing", domid, int(enable))
+
+    def share(self, store, frame, handle, domid, gfn):
+        """Have a guest's page be a frame of a store, as a device model does."""
+        self.call("share", store, frame, handle, domid, gfn)
+
+    def populate(self, domid, gfn, count):
+        """Pages for an empty HVM domain."""
+        self.call("populate", domid, gfn, count)
 
     def pause(self, domid, pause=True):
         self.call("pause", domid, int(pause))

@@ -133,19 +133,20 @@ def keep_logs(name):
             log.unlink()
 
 
-def kill_device_models():
-    """What is left of device models once their domains are gone."""
+def kill_all(word):
+    """What is left of programs with this word in their command lines."""
     for proc in Path("/proc").glob("[0-9]*"):
         try:
             line = (proc / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"-xen-domid" in line:
+        if word in line:
             os.kill(int(proc.name), signal.SIGKILL)
 
 
 def clean_up(xen):
     """Leave nothing of a scenario to the next one."""
+    kill_all(b"/qemu-dedup-store")
     names = xen.names()
     for domid in xen.domains():
         if domid == 0:
@@ -155,7 +156,7 @@ def clean_up(xen):
         if done.returncode and xen.domain(domid):
             xen.destroy(domid)
         print(f"lab: removed domain {domid} {names.get(domid)}", flush=True)
-    kill_device_models()
+    kill_all(b"-xen-domid")
     for path in SCRATCH.iterdir():
         path.unlink() if not path.is_dir() else shutil.rmtree(path)
     settle(xen)

@@ -11,6 +11,7 @@ from . import cache, dom0, examples, guests, tools
 
 FREE = 8 << 20
 QEMU = "qemu-system-x86_64"
+STORE_DAEMON = "dedup-store/qemu-dedup-store"
 
 
 def has_filter(qemu):
@@ -35,13 +36,15 @@ def libraries(binary, root):
 
 def device_model(qemu, root):
     """A folder with the stripped device model, qemu-img and libraries."""
-    binaries = [qemu / name for name in (QEMU, "qemu-img", "qemu-io")
+    binaries = [qemu / name for name in (QEMU, "qemu-img", "qemu-io",
+                                         STORE_DAEMON)
                 if (qemu / name).exists()]
 
     def make(out, log):
         (out / "lib").mkdir()
         for binary in binaries:
-            cache.run(log, "strip", "-g", "-o", out / binary.name, binary)
+            target = out / binary.name
+            cache.run(log, "strip", "-g", "-o", target, binary)
             for library in libraries(binary, root):
                 shutil.copy(library, out / "lib" / library.name)
 
@@ -66,11 +69,13 @@ def image(lab_dir, qemu):
                      "initrd.gz"))]
     model = device_model(qemu, root) if qemu else None
     page = lab_dir.parent.parent / "docs/system/dedup-share.rst"
+    client = lab_dir.parent / "hostile/client.py"
 
     def make(out, log):
         tree = out / "tree"
         tree.mkdir()
         copy_python(lab_dir / "dom0", tree / "dom0")
+        shutil.copy(client, tree / "dom0" / "storeclient.py")
         copy_python(lab_dir / "scenarios", tree / "scenarios")
         shutil.copytree(programs, tree / "bin")
         examples.write(page, tree / "examples")
@@ -86,5 +91,5 @@ def image(lab_dir, qemu):
         shutil.rmtree(tree)
 
     return cache.step("payload", make, lab_dir / "dom0",
-                      lab_dir / "scenarios", page, programs, *boot_disks,
+                      lab_dir / "scenarios", page, client, programs, *boot_disks,
                       model or "Debian's") / "payload.ext4"

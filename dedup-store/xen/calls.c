@@ -1,5 +1,5 @@
 /*
- * Xen store of dedup-share: many memory operations in one system call
+ * qemu-dedup-store: many memory operations of Xen in one system call
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -10,13 +10,13 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
-#include "memshr.h"
+#include "dedup-store/xen-calls.h"
 
-#define BUF_SIZE (MEMSHR_MAX_CALLS * (sizeof(multicall_entry_t) +           \
-                                      sizeof(xen_mem_sharing_op_t)))
+#define BUF_SIZE (XEN_CALLS_MAX * (sizeof(multicall_entry_t) +              \
+                                   sizeof(xen_mem_sharing_op_t)))
 #define BUF_PAGES DIV_ROUND_UP(BUF_SIZE, XC_PAGE_SIZE)
 
-bool xen_memshr_calls_init(XenMemshrCalls *c, Error **errp)
+bool xen_calls_init(XenCalls *c, Error **errp)
 {
     memset(c, 0, sizeof(*c));
     c->xcall = xencall_open(NULL, 0);
@@ -32,19 +32,21 @@ bool xen_memshr_calls_init(XenMemshrCalls *c, Error **errp)
         return false;
     }
     c->entries = c->buf;
-    c->ops = (void *)(c->entries + MEMSHR_MAX_CALLS);
+    c->ops = (void *)(c->entries + XEN_CALLS_MAX);
     return true;
 }
 
-void xen_memshr_calls_destroy(XenMemshrCalls *c)
+void xen_calls_destroy(XenCalls *c)
 {
-    xencall_free_buffer_pages(c->xcall, c->buf, BUF_PAGES);
-    xencall_close(c->xcall);
+    if (c->xcall) {
+        xencall_free_buffer_pages(c->xcall, c->buf, BUF_PAGES);
+        xencall_close(c->xcall);
+    }
 }
 
-static unsigned append(XenMemshrCalls *c, unsigned long cmd, void *arg)
+static unsigned append(XenCalls *c, unsigned long cmd, void *arg)
 {
-    assert(c->n < MEMSHR_MAX_CALLS);
+    assert(c->n < XEN_CALLS_MAX);
     c->entries[c->n] = (multicall_entry_t) {
         .op = __HYPERVISOR_memory_op,
         .args = { cmd, (unsigned long)arg },
@@ -52,13 +54,13 @@ static unsigned append(XenMemshrCalls *c, unsigned long cmd, void *arg)
     return c->n++;
 }
 
-static unsigned append_sharing(XenMemshrCalls *c, xen_mem_sharing_op_t op)
+static unsigned append_sharing(XenCalls *c, xen_mem_sharing_op_t op)
 {
     c->ops[c->n] = op;
     return append(c, XENMEM_sharing_op, &c->ops[c->n]);
 }
 
-unsigned xen_memshr_nominate(XenMemshrCalls *c, uint32_t domid, uint64_t gfn)
+unsigned xen_calls_nominate(XenCalls *c, uint32_t domid, uint64_t gfn)
 {
     return append_sharing(c, (xen_mem_sharing_op_t) {
         .op = XENMEM_sharing_op_nominate_gfn,
@@ -67,10 +69,9 @@ unsigned xen_memshr_nominate(XenMemshrCalls *c, uint32_t domid, uint64_t gfn)
     });
 }
 
-unsigned xen_memshr_share(XenMemshrCalls *c, uint32_t source,
-                          uint64_t source_gfn, uint64_t source_handle,
-                          uint32_t client, uint64_t client_gfn,
-                          uint64_t client_handle)
+unsigned xen_calls_share(XenCalls *c, uint32_t source, uint64_t source_gfn,
+                         uint64_t source_handle, uint32_t client,
+                         uint64_t client_gfn, uint64_t client_handle)
 {
     return append_sharing(c, (xen_mem_sharing_op_t) {
         .op = XENMEM_sharing_op_share,
@@ -83,7 +84,7 @@ unsigned xen_memshr_share(XenMemshrCalls *c, uint32_t source,
     });
 }
 
-unsigned xen_memshr_count(XenMemshrCalls *c, uint32_t domid, uint64_t gfn)
+unsigned xen_calls_count(XenCalls *c, uint32_t domid, uint64_t gfn)
 {
     return append_sharing(c, (xen_mem_sharing_op_t) {
         .op = XENMEM_sharing_op_debug_gfn,
@@ -92,7 +93,7 @@ unsigned xen_memshr_count(XenMemshrCalls *c, uint32_t domid, uint64_t gfn)
     });
 }
 
-void xen_memshr_calls_make(XenMemshrCalls *c)
+void xen_calls_make(XenCalls *c)
 {
     unsigned i;
     int ret;
@@ -111,7 +112,7 @@ void xen_memshr_calls_make(XenMemshrCalls *c)
     c->n = 0;
 }
 
-uint64_t xen_memshr_handle(XenMemshrCalls *c, unsigned i)
+uint64_t xen_calls_handle(XenCalls *c, unsigned i)
 {
     return c->ops[i].u.nominate.handle;
 }
