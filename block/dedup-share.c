@@ -379,6 +379,14 @@ static int GRAPH_RDLOCK dedup_share_inactivate(BlockDriverState *bs)
 
 /* The node */
 
+/* Who offers reads, if they must be: where guest memory is not QEMU's. */
+static void set_client(BDRVDedupShareState *s, DedupClient *client)
+{
+    s->client = client;
+    s->offers = client && dedup_client_kind(client) == DEDUP_STORE_KIND_XEN
+                ? dedup_store_find(DEDUP_SHARE_STORE_XEN) : NULL;
+}
+
 static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
                             Error **errp)
 {
@@ -398,6 +406,7 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
         options_free(&s->opts);
         return -EINVAL;
     }
+    set_client(s, s->client);
     dedup_tracker_init(&s->node_tracker);
     s->tracker = &s->node_tracker;
     dedup_gather_init(&s->gather);
@@ -528,7 +537,7 @@ static void dedup_share_reopen_commit(BDRVReopenState *state)
     dedup_layers_drop(s);
     s->opts = r->opts;
     s->group = r->group;
-    s->client = r->client;
+    set_client(s, r->client);
     s->reason = r->reason;
     s->putting = (DedupPutting) { 0 };
     *r = old;
@@ -549,7 +558,7 @@ void dedup_share_leave(BlockDriverState *bs)
     dedup_layers_drop(s);
     leave(s->group, s->client);
     s->group = NULL;
-    s->client = NULL;
+    set_client(s, NULL);
     bdrv_drained_end(bs);
 }
 

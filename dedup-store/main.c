@@ -472,7 +472,7 @@ static int run_daemon(void)
     if (!sockets) {
         remove_lock();
     }
-    return 0;
+    return server.lost;
 }
 
 int main(int argc, char **argv)

@@ -254,6 +254,7 @@ static gboolean on_second(gpointer opaque)
     end_silent();
     if (frames_are_lost(&server.store->frames)) {
         error_report("the store domain was destroyed; the store daemon ends");
+        server.lost = true;
         g_main_loop_quit(server.loop);
         return G_SOURCE_CONTINUE;
     }

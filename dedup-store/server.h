@@ -43,6 +43,7 @@ typedef struct Server {
     unsigned to_drop;           /* idle frames, little by little */
     unsigned dropping;          /* GLib's source that does, or 0 */
     uint64_t dropped;           /* frames, in all */
+    bool lost;                  /* it ends, as its frames were taken away */
 } Server;
 
 extern Server server;

@@ -70,7 +70,9 @@ static void make_question(BDRVDedupShareState *s, Question *q,
     }
 }
 
-static void count_answers(BDRVDedupShareState *s, const DedupAnswers *a)
+/* Hits and misses are counted once, if what was offered is then read. */
+static void count_answers(BDRVDedupShareState *s, const DedupAnswers *a,
+                          bool counts)
 {
     unsigned i, hits = 0, misses = 0;
 
@@ -84,21 +86,19 @@ static void count_answers(BDRVDedupShareState *s, const DedupAnswers *a)
         hits += !filled && (f->answer == DEDUP_ANSWER_FRAME ||
                             f->answer == DEDUP_ANSWER_ZEROES);
     }
-    stat64_add(&s->counters.hits, hits);
-    stat64_add(&s->counters.misses, misses);
+    if (counts) {
+        stat64_add(&s->counters.hits, hits);
+        stat64_add(&s->counters.misses, misses);
+    }
     stat64_add(&s->counters.bytes_filled,
                (uint64_t)a->nfilled * DEDUP_BLOCK_SIZE);
 }
 
 void coroutine_fn dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks,
-                                   unsigned n, int64_t offset, int64_t bytes,
-                                   QEMUIOVector *qiov, size_t qiov_offset)
+                                   unsigned n, const DedupTarget *t)
 {
     BDRVDedupShareState *s = bs->opaque;
-    DedupTarget t = {
-        .offset = offset, .bytes = bytes, .qiov = qiov,
-        .qiov_offset = qiov_offset,
-    };
+    bool counts = !s->offers || !t->qiov;
     DEDUP_HOT_ARRAY DedupPlace places[DEDUP_BATCH];
     DEDUP_HOT_ARRAY DedupAnswers answers;
     DEDUP_HOT_ARRAY Question q;
@@ -113,12 +113,15 @@ void coroutine_fn dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks,
     if (q.n) {
         dedup_client_read(s->client, q.connection, q.extents, q.nextents,
                           q.flags, &answers);
-        dedup_place_answers(s, &t, &answers, q.blocks, blocks);
-        count_answers(s, &answers);
+        dedup_place_answers(s, t, &answers, q.blocks, blocks);
+        count_answers(s, &answers, counts);
         dedup_client_done(&answers);
     }
-    if (s->puts) {
-        dedup_put_blocks(bs, &t, blocks, n);
+    /* what was offered was put then */
+    if (s->puts && (counts || dedup_put_is_stopped(s))) {
+        dedup_put_blocks(bs, t, blocks, n);
     }
-    dedup_count_results(&s->counters, blocks, n);
+    if (counts) {
+        dedup_count_results(&s->counters, blocks, n);
+    }
 }

@@ -94,6 +94,11 @@ struct DedupClient {
     unsigned long numbers[BITS_TO_LONGS(DEDUP_LIMIT_LAYERS)];
 };
 
+DedupStoreKind dedup_client_kind(const DedupClient *c)
+{
+    return c->kind;
+}
+
 /* Main loop.  They stay: what the guest maps belongs to the process. */
 static QLIST_HEAD(, DedupClient) clients = QLIST_HEAD_INITIALIZER(clients);
 
@@ -441,14 +446,21 @@ static void start_trim(DedupClient *c)
 
 /* --- the connection: the thread only, but for the first one --------------- */
 
-static void adopt(DedupClient *c, int sock, int frames,
-                  const DedupMsgWelcome *w)
+/* False, and nothing is taken, if the store of @w cannot be used. */
+static bool adopt(DedupClient *c, int sock, int frames,
+                  const DedupMsgWelcome *w, Error **errp)
 {
-    bool again = c->held && dedup_held_is_of(c->held, w->uuid, frames);
+    bool again = c->held && dedup_held_is_of(c->held, w, frames);
+    DedupHeld *new = again ? NULL : dedup_held_new(frames, w, errp);
 
+    if (!again && !new) {
+        return false;
+    }
     QEMU_LOCK_GUARD(&c->lock);
     if (again) {
-        close(frames);
+        if (frames >= 0) {
+            close(frames);
+        }
         if (memcmp(c->token, w->token, sizeof(c->token))) {
             dedup_held_restart(c->held);
         }
@@ -456,7 +468,7 @@ static void adopt(DedupClient *c, int sock, int frames,
         if (c->held) {
             dedup_held_unref(c->held);
         }
-        c->held = dedup_held_new(frames, w->nslots, w->uuid);
+        c->held = new;
     }
     memcpy(c->token, w->token, sizeof(c->token));
     c->size = w->size;
@@ -468,6 +480,7 @@ static void adopt(DedupClient *c, int sock, int frames,
     c->wrong = NULL;
     c->sock = sock;
     trace_dedup_client_connect(c->path, w->nslots, again);
+    return true;
 }
 
 /* Takes @limit_ms at most, and ends if @stop_fd, if it is one, is readable. */
@@ -482,7 +495,13 @@ static int try_connect(DedupClient *c, unsigned limit_ms, int stop_fd,
     if (sock < 0) {
         return sock;
     }
-    adopt(c, sock, frames, &welcome);
+    if (!adopt(c, sock, frames, &welcome, errp)) {
+        close(sock);
+        if (frames >= 0) {
+            close(frames);
+        }
+        return -EPROTO;
+    }
     return 0;
 }
 

@@ -64,6 +64,9 @@ DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
  */
 void dedup_client_put(DedupClient *c);
 
+/* What its frames are made of. */
+DedupStoreKind dedup_client_kind(const DedupClient *c);
+
 /* Is there a daemon, and does it speak?  Any thread. */
 bool dedup_client_is_up(DedupClient *c);
 

@@ -140,8 +140,10 @@ read_part(BlockDriverState *bs, const Part *p, Cursor *c)
     int ret;
 
     if (s->client) {
-        dedup_ask_blocks(bs, blocks, n, p->offset, p->bytes, p->qiov,
-                         p->qiov_offset);
+        dedup_ask_blocks(bs, blocks, n, &(DedupTarget) {
+            .offset = p->offset, .bytes = p->bytes, .qiov = p->qiov,
+            .qiov_offset = p->qiov_offset,
+        });
     } else {
         dedup_read_blocks(bs, blocks, n, give);
     }

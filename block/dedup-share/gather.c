@@ -30,7 +30,7 @@ void dedup_gather_destroy(DedupGather *ga)
 }
 
 /* Give what so many requests want, from *first on, as fit in a batch. */
-static DedupGathered *give_batch(DedupGroup *g, DedupGathered *first)
+static DedupGathered *give_batch(DedupHeld *held, DedupGathered *first)
 {
     DedupGive gives[DEDUP_BATCH];
     DedupGathered *w;
@@ -41,7 +41,7 @@ static DedupGathered *give_batch(DedupGroup *g, DedupGathered *first)
         n += w->n;
         requests++;
     }
-    g->ops->give(g->store, gives, n);
+    dedup_held_give_pages(held, gives, n);
     trace_dedup_gather_give(requests, n);
     n = 0;
     for (w = first; requests; requests--, w = QSIMPLEQ_NEXT(w, next)) {
@@ -54,7 +54,7 @@ static DedupGathered *give_batch(DedupGroup *g, DedupGathered *first)
 static void gather_bh(void *opaque)
 {
     DedupGather *ga = opaque;
-    DedupGroup *g = ga->group;
+    DedupHeld *held = ga->held;
     DedupGathered *w;
     QSIMPLEQ_HEAD(, DedupGathered) all = QSIMPLEQ_HEAD_INITIALIZER(all);
 
@@ -63,7 +63,7 @@ static void gather_bh(void *opaque)
         ga->ctx = NULL;
     }
     for (w = QSIMPLEQ_FIRST(&all); w; ) {
-        w = give_batch(g, w);
+        w = give_batch(held, w);
     }
     /* the requests may end all, and the node with them: @ga is not used more */
     while ((w = QSIMPLEQ_FIRST(&all))) {
@@ -72,25 +72,28 @@ static void gather_bh(void *opaque)
     }
 }
 
-/* Wait with the others.  False if they are in another thread. */
-static bool join(DedupGather *ga, DedupGroup *group, DedupGathered *w)
+/*
+ * Wait with the others.  False if they are in another thread, or have frames of
+ * another store.
+ */
+static bool join(DedupGather *ga, DedupHeld *held, DedupGathered *w)
 {
     AioContext *ctx = qemu_get_current_aio_context();
 
     QEMU_LOCK_GUARD(&ga->lock);
-    if (ga->ctx && ga->ctx != ctx) {
+    if (ga->ctx && (ga->ctx != ctx || ga->held != held)) {
         return false;
     }
     if (!ga->ctx) {
         ga->ctx = ctx;
-        ga->group = group;
+        ga->held = held;
         aio_bh_schedule_oneshot(ctx, gather_bh, ga);
     }
     QSIMPLEQ_INSERT_TAIL(&ga->waiting, w, next);
     return true;
 }
 
-void coroutine_fn dedup_gather_give(DedupGather *ga, DedupGroup *group,
+void coroutine_fn dedup_gather_give(DedupGather *ga, DedupHeld *held,
                                     DedupGive *gives, unsigned n)
 {
     DedupGathered w = {
@@ -98,9 +101,9 @@ void coroutine_fn dedup_gather_give(DedupGather *ga, DedupGroup *group,
     };
 
     assert(n <= DEDUP_BATCH);
-    if (join(ga, group, &w)) {
+    if (join(ga, held, &w)) {
         qemu_coroutine_yield();
     } else {
-        group->ops->give(group->store, gives, n);
+        dedup_held_give_pages(held, gives, n);
     }
 }

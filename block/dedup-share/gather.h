@@ -15,12 +15,12 @@
 #include "block/aio.h"
 #include "qemu/queue.h"
 #include "qemu/thread.h"
-#include "group.h"
+#include "held.h"
 
 typedef struct DedupGathered DedupGathered;
 
 typedef struct DedupGather {
-    DedupGroup *group;          /* of all that are waiting */
+    DedupHeld *held;            /* of all that are waiting */
     QemuMutex lock;             /* protects all below; held for moments */
     AioContext *ctx;            /* of all that are waiting */
     QSIMPLEQ_HEAD(, DedupGathered) waiting;
@@ -30,10 +30,10 @@ void dedup_gather_init(DedupGather *ga);
 void dedup_gather_destroy(DedupGather *ga);
 
 /*
- * DedupStoreOps.give() for @group's store, with others' if there are any.
- * In a coroutine of a request that is in flight; @n is at most DEDUP_BATCH.
+ * dedup_held_give_pages(), with others' if there are any.  In a coroutine of a
+ * request that is in flight; @n is at most DEDUP_BATCH.
  */
-void coroutine_fn dedup_gather_give(DedupGather *ga, DedupGroup *group,
+void coroutine_fn dedup_gather_give(DedupGather *ga, DedupHeld *held,
                                     DedupGive *gives, unsigned n);
 
 #endif /* DEDUP_SHARE_GATHER_H */

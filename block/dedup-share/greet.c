@@ -190,8 +190,8 @@ static bool check_welcome(const DedupMsgWelcome *w, ssize_t got,
            w->version == DEDUP_PROTOCOL_VERSION && w->store == kind &&
            w->nslots && w->nslots <= INT32_MAX &&
            !buffer_is_zero(w->uuid, sizeof(w->uuid)) &&
-           (kind != DEDUP_STORE_KIND_LINUX ||
-            (fd >= 0 && check_frames(fd, w->nslots)));
+           (kind == DEDUP_STORE_KIND_XEN
+            ? fd < 0 : fd >= 0 && check_frames(fd, w->nslots));
 }
 
 static int hear_welcome(int sock, DedupStoreKind kind, const Limit *limit,

@@ -24,7 +24,9 @@ typedef struct Slot {
 
 struct DedupHeld {
     unsigned refs;              /* atomic */
-    int fd;
+    const DedupStoreOps *ops;   /* Xen; else NULL, and */
+    DedupStore *store;
+    int fd;                     /* Linux; else -1 */
     uint32_t nslots;
     uint8_t uuid[16];
     DedupGivenOwner owner;
@@ -35,15 +37,27 @@ struct DedupHeld {
     Slot *slots;                /* memory only for those that were held */
 };
 
-DedupHeld *dedup_held_new(int fd, uint32_t nslots, const uint8_t uuid[16])
+DedupHeld *dedup_held_new(int fd, const DedupMsgWelcome *welcome, Error **errp)
 {
-    DedupHeld *h = g_new0(DedupHeld, 1);
+    const DedupStoreOps *ops = NULL;
+    DedupStore *store = NULL;
+    DedupHeld *h;
 
+    if (welcome->store == DEDUP_STORE_KIND_XEN) {
+        ops = dedup_store_find(DEDUP_SHARE_STORE_XEN);
+        store = ops->attach(welcome->domid, errp);
+        if (!store) {
+            return NULL;
+        }
+    }
+    h = g_new0(DedupHeld, 1);
     h->refs = 1;
+    h->ops = ops;
+    h->store = store;
     h->fd = fd;
-    h->nslots = nslots;
-    h->slots = g_new0(Slot, nslots);
-    memcpy(h->uuid, uuid, sizeof(h->uuid));
+    h->nslots = welcome->nslots;
+    h->slots = g_new0(Slot, h->nslots);
+    memcpy(h->uuid, welcome->uuid, sizeof(h->uuid));
     qemu_mutex_init(&h->lock);
     dedup_given_owner_init(&h->owner, fd);
     return h;
@@ -58,20 +72,30 @@ DedupHeld *dedup_held_ref(DedupHeld *h)
 void dedup_held_unref(DedupHeld *h)
 {
     if (qatomic_fetch_dec(&h->refs) == 1) {
-        close(h->fd);           /* pages that map frames keep the file */
+        if (h->store) {
+            h->ops->detach(h->store);
+        } else {
+            close(h->fd);       /* pages that map frames keep the file */
+        }
         qemu_mutex_destroy(&h->lock);
         g_free(h->slots);
         g_free(h);
     }
 }
 
-bool dedup_held_is_of(const DedupHeld *h, const uint8_t uuid[16], int fd)
+bool dedup_held_is_of(const DedupHeld *h, const DedupMsgWelcome *welcome,
+                      int fd)
 {
     struct stat ours, other;
 
-    return !memcmp(h->uuid, uuid, sizeof(h->uuid)) && !fstat(h->fd, &ours) &&
-           !fstat(fd, &other) && ours.st_dev == other.st_dev &&
-           ours.st_ino == other.st_ino;
+    if (memcmp(h->uuid, welcome->uuid, sizeof(h->uuid))) {
+        return false;
+    }
+    if (h->store) {
+        return welcome->store == DEDUP_STORE_KIND_XEN;
+    }
+    return !fstat(h->fd, &ours) && !fstat(fd, &other) &&
+           ours.st_dev == other.st_dev && ours.st_ino == other.st_ino;
 }
 
 DedupGivenOwner *dedup_held_owner(DedupHeld *h)
@@ -149,12 +173,18 @@ bool dedup_held_give(DedupHeld *h, uint32_t slot, void *host, unsigned n)
 {
     int64_t start = get_clock();
 
-    if (!dedup_given_map(&h->owner, host, slot, n)) {
+    if (h->store || !dedup_given_map(&h->owner, host, slot, n)) {
         return false;
     }
     stat64_add(&h->runs, 1);
     stat64_add(&h->ns, get_clock() - start);
     return true;
+}
+
+void dedup_held_give_pages(DedupHeld *h, DedupGive *gives, unsigned n)
+{
+    assert(h->store);
+    h->ops->give(h->store, gives, n);
 }
 
 int dedup_held_copy(DedupHeld *h, uint32_t slot, size_t skip, void *buf,
@@ -164,6 +194,9 @@ int dedup_held_copy(DedupHeld *h, uint32_t slot, size_t skip, void *buf,
     ssize_t done;
 
     assert(at + bytes <= (off_t)h->nslots * DEDUP_BLOCK_SIZE);
+    if (h->store) {
+        return h->ops->copy(h->store, slot, skip, buf, bytes);
+    }
     while (bytes) {
         done = RETRY_ON_EINTR(pread(h->fd, buf, bytes, at));
         if (done <= 0) {
@@ -226,7 +259,11 @@ void dedup_held_trim(DedupHeld *h, DedupReleaseFn *release, void *opaque)
     unsigned n;
 
     trim_begin(h);
-    dedup_given_each(&h->owner, mark_used, h);
+    if (h->store) {
+        h->ops->each_used(h->store, mark_used, h);
+    } else {
+        dedup_given_each(&h->owner, mark_used, h);
+    }
     while (next < h->nslots) {
         n = trim_some(h, &next, slots, &serial);
         if (n) {

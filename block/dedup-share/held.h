@@ -22,21 +22,25 @@
 #ifndef DEDUP_SHARE_HELD_H
 #define DEDUP_SHARE_HELD_H
 
+#include "block/dedup-share.h"
 #include "dedup-store/protocol.h"
 #include "given.h"
 
 typedef struct DedupHeld DedupHeld;
 
 /*
- * Frames of the file @fd, which the object owns from now on, of a store with
- * this @uuid and so many slots.  The caller has a reference.
+ * Frames of the store that @welcome tells of.  Linux: they are in the file @fd,
+ * which the object owns from now on; Xen: @fd is -1.  The caller has a
+ * reference.  NULL with *errp set if they cannot be used, and @fd is the
+ * caller's.
  */
-DedupHeld *dedup_held_new(int fd, uint32_t nslots, const uint8_t uuid[16]);
+DedupHeld *dedup_held_new(int fd, const DedupMsgWelcome *welcome, Error **errp);
 DedupHeld *dedup_held_ref(DedupHeld *h);
 void dedup_held_unref(DedupHeld *h);
 
-/* Is it of the store with this UUID, whose frames are in the file @fd? */
-bool dedup_held_is_of(const DedupHeld *h, const uint8_t uuid[16], int fd);
+/* Is it of the store that @welcome tells of, whose frames are in @fd? */
+bool dedup_held_is_of(const DedupHeld *h, const DedupMsgWelcome *welcome,
+                      int fd);
 
 /* What pages of the guest are given by, see given.h. */
 DedupGivenOwner *dedup_held_owner(DedupHeld *h);
@@ -63,9 +67,12 @@ void dedup_held_unpin(DedupHeld *h, const DedupMsgFrame *frames, unsigned n);
 
 /*
  * Map @n frames from @slot on, which are pinned, over guest memory at @host.
- * False if that cannot be, or is not worth it.
+ * False if that cannot be, or is not worth it, or on Xen.
  */
 bool dedup_held_give(DedupHeld *h, uint32_t slot, void *host, unsigned n);
+
+/* Xen: DedupStoreOps.give() of @n frames, which are pinned. */
+void dedup_held_give_pages(DedupHeld *h, DedupGive *gives, unsigned n);
 
 /*
  * Copy @bytes from @skip on of @slot, which is pinned, or of as many slots as

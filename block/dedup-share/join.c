@@ -66,39 +66,10 @@ static const DedupStoreOps *find_store(DedupShareStore kind, Error **errp)
     return ops->probe(errp) ? ops : NULL;
 }
 
-/* Join the group that @o names.  NULL with *errp set if that cannot be. */
-static DedupGroup *join_group(const DedupShareOptions *o, Error **errp)
-{
-    DedupGroupConfig config = {
-        .name = o->group, .root = o->index_dir ?: DEDUP_INDEX_DIR_DEFAULT,
-        .has_size = o->has_size, .size = o->size,
-        .store = DEDUP_SHARE_STORE_XEN,
-    };
-    DedupGroup *g;
-
-    if (o->socket || o->share || o->share_encrypted) {
-        error_setg(errp, "%s: only the Linux store has a store daemon; leave "
-                   "it out", o->socket ? "socket" : "share");
-        return NULL;
-    }
-    if (!dedup_group_check(&config, errp)) {
-        return NULL;
-    }
-    g = dedup_group_get(&config, errp);
-    if (g && o->admission == DEDUP_SHARE_ADMISSION_SECOND_READ &&
-        !dedup_seen_open(&g->seen, g->dir.fd, g->index.nframes, errp)) {
-        dedup_group_put(g);
-        g = NULL;
-    }
-    return g;
-}
-
-/* --- with a store daemon -------------------------------------------------- */
-
 static bool check_options(const DedupShareOptions *o, Error **errp)
 {
     if (o->index_dir) {
-        error_setg(errp, "index-dir: the Linux store has none; leave it out, "
+        error_setg(errp, "index-dir: there is none any more; leave it out, "
                    "and name the store daemon's socket by socket, if need be");
         return false;
     }
@@ -136,17 +107,21 @@ char *dedup_find_socket(const DedupShareOptions *o)
                      : dedup_socket_path(o->group);
 }
 
-static DedupClient *connect_to_daemon(const DedupShareOptions *o, bool starting,
+static DedupClient *connect_to_daemon(const DedupShareOptions *o,
+                                      const DedupStoreOps *ops, bool starting,
                                       bool *absent, Error **errp)
 {
+    DedupStoreKind kind = ops && ops->kind == DEDUP_SHARE_STORE_XEN
+                          ? DEDUP_STORE_KIND_XEN : DEDUP_STORE_KIND_LINUX;
     unsigned ms = o->timeout * 1000;
 
-    return dedup_client_get(o->path, DEDUP_STORE_KIND_LINUX, ms,
+    return dedup_client_get(o->path, kind, ms,
                             starting ? ms : MIN(ms, CONNECT_MS), absent, errp);
 }
 
 /* Another QEMU may be starting it, or it may just be ending. */
-static DedupClient *start_daemon(const DedupShareOptions *o, Error **errp)
+static DedupClient *start_daemon(const DedupShareOptions *o,
+                                 const DedupStoreOps *ops, Error **errp)
 {
     int64_t deadline = g_get_monotonic_time() + START_US;
 
@@ -158,7 +133,7 @@ static DedupClient *start_daemon(const DedupShareOptions *o, Error **errp)
         if (!dedup_start_daemon(o->group, o->path, o->size, errp)) {
             return NULL;
         }
-        c = connect_to_daemon(o, true, &absent, &err);
+        c = connect_to_daemon(o, ops, true, &absent, &err);
         if (c || !absent || g_get_monotonic_time() >= deadline) {
             error_propagate(errp, err);
             return c;
@@ -180,17 +155,15 @@ static DedupClient *join_daemon(const DedupShareOptions *o,
     Error *err = NULL;
     DedupClient *c;
 
-    c = connect_to_daemon(o, starting, &absent, &err);
+    c = connect_to_daemon(o, ops, starting, &absent, &err);
     if (!c && absent && ops && starting) {
         error_free(err);
         err = NULL;
-        c = start_daemon(o, &err);
+        c = start_daemon(o, ops, &err);
     }
     error_propagate(errp, err);
     return c;
 }
-
-/* --- either --------------------------------------------------------------- */
 
 /* Warn of @reason, unless that was the last thing said. */
 static void warn_once(const char *reason)
@@ -239,10 +212,6 @@ bool dedup_join(const DedupShareOptions *o, DedupGroup **group,
         if (!ops) {
             return go_without(o, err, reason, errp);
         }
-    }
-    if (ops && ops->kind == DEDUP_SHARE_STORE_XEN) {
-        *group = join_group(o, &err);
-        return *group || go_without(o, err, reason, errp);
     }
     /* what the user has said wrong is an error, whatever the store */
     if (!check_options(o, errp)) {

@@ -63,6 +63,8 @@ typedef struct BDRVDedupShareState {
     DedupShareOptions opts;
     DedupGroup *group;          /* at most one of these two; if none, */
     DedupClient *client;        /* ... requests pass through */
+    const DedupStoreOps *offers;        /* with a client, if reads are to be
+                                         * offered by device models */
     DedupFiles files;           /* with a client */
     bool puts;                  /* with a client: all may be put */
     char *reason;               /* then, why; NULL if it was asked for */
@@ -148,19 +150,9 @@ dedup_read_direct(BlockDriverState *bs, int64_t offset, int64_t bytes,
 /* --- asked.c -------------------------------------------------------------- */
 
 /*
- * Ask the store daemon for the @n blocks, at most DEDUP_BATCH, of the part of a
- * request at @offset, whose bytes go to @qiov.  Those whose result is GIVEN are
- * for the whole pages at their dest, and are given or copied; others are only
- * copied.  What is in place then has that result, or is placed.
+ * A part of a request: where its bytes go.  If it was offered by a device model
+ * @qiov is NULL: blocks can only be given to their dests.
  */
-void coroutine_fn GRAPH_RDLOCK
-dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,
-                 int64_t offset, int64_t bytes, QEMUIOVector *qiov,
-                 size_t qiov_offset);
-
-/* --- placed.c ------------------------------------------------------------- */
-
-/* A part of a request: where its bytes go. */
 typedef struct DedupTarget {
     int64_t offset, bytes;      /* on the disk */
     QEMUIOVector *qiov;
@@ -168,13 +160,26 @@ typedef struct DedupTarget {
 } DedupTarget;
 
 /*
+ * Ask the store daemon for the @n blocks in a row, at most DEDUP_BATCH, of @t.
+ * Those whose result is GIVEN are for the whole pages at their dest, and are
+ * given or copied; others are only copied.  What is in place then has that
+ * result, or is placed.
+ */
+void coroutine_fn GRAPH_RDLOCK
+dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,
+                 const DedupTarget *t);
+
+/* --- placed.c ------------------------------------------------------------- */
+
+/*
  * Put into place what @answers name; number i is for blocks[which[i]].  A block
  * whose result is GIVEN is for the whole page at its dest.  The others' results
  * say why not, then.
  */
-void dedup_place_answers(BDRVDedupShareState *s, const DedupTarget *t,
-                         const DedupAnswers *answers, const uint8_t *which,
-                         DedupBlock *blocks);
+void coroutine_fn dedup_place_answers(BDRVDedupShareState *s,
+                                      const DedupTarget *t,
+                                      const DedupAnswers *answers,
+                                      const uint8_t *which, DedupBlock *blocks);
 
 /* --- put.c ---------------------------------------------------------------- */
 
@@ -186,6 +191,9 @@ void dedup_place_answers(BDRVDedupShareState *s, const DedupTarget *t,
 void coroutine_fn GRAPH_RDLOCK
 dedup_put_blocks(BlockDriverState *bs, const DedupTarget *t,
                  DedupBlock *blocks, unsigned n);
+
+/* Does the node only probe? */
+bool dedup_put_is_stopped(BDRVDedupShareState *s);
 
 /* Is a request to be passed through, as nothing of it would be put? */
 bool dedup_put_skips(BDRVDedupShareState *s);

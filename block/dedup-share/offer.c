@@ -25,26 +25,26 @@ bool dedup_share_wants(BlockBackend *blk, const BlockBackendPublic *public)
         return false;
     }
     s = bs->opaque;
-    return s->group && !s->group->ops->by_host && dedup_layers_take_part(s);
+    return s->offers && dedup_layers_take_part(s) &&
+           dedup_client_is_up(s->client) &&
+           /* then requests are passed through, but for those that probe */
+           (s->files.n || !dedup_put_is_stopped(s));
 }
 
 bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,
                          DedupDest *dest)
 {
     BDRVDedupShareState *s = blk_bs(blk)->opaque;
-    DedupGroup *g = s->group;
 
-    return g->ops->resolve(g->store, mr, offset, dest);
+    return s->offers->resolve(mr, offset, dest);
 }
 
 bool dedup_share_resolve_grant(BlockBackend *blk, uint32_t ref, uint16_t peer,
                                DedupDest *dest)
 {
     BDRVDedupShareState *s = blk_bs(blk)->opaque;
-    DedupGroup *g = s->group;
 
-    return g->ops->resolve_grant &&
-           g->ops->resolve_grant(g->store, ref, peer, dest);
+    return s->offers->resolve_grant(ref, peer, dest);
 }
 
 void dedup_share_grants_changed(BlockBackend *blk)
@@ -54,32 +54,43 @@ void dedup_share_grants_changed(BlockBackend *blk)
 
     if (bs && dedup_share_is(bs)) {
         s = bs->opaque;
-        if (s->group && s->group->ops->grants_changed) {
-            s->group->ops->grants_changed(s->group->store);
+        if (s->offers) {
+            s->offers->grants_changed();
         }
     }
 }
 
-static void coroutine_fn give(void *opaque, DedupGive *gives, unsigned n)
+/* Ask for a run of blocks that follow each other. */
+static void coroutine_fn GRAPH_RDLOCK
+ask_run(BlockDriverState *bs, DedupBlock *blocks, unsigned n)
 {
-    BlockDriverState *bs = opaque;
-    BDRVDedupShareState *s = bs->opaque;
+    DedupTarget t = {
+        .offset = blocks[0].number * DEDUP_BLOCK_SIZE,
+        .bytes = (int64_t)n * DEDUP_BLOCK_SIZE,
+    };
 
-    dedup_gather_give(&s->gather, s->group, gives, n);
+    dedup_ask_blocks(bs, blocks, n, &t);
 }
 
 static void coroutine_fn GRAPH_RDLOCK
 read_batch(BlockDriverState *bs, DedupPage *pages, unsigned n)
 {
     g_autofree DedupBlock *blocks = g_new0(DedupBlock, n);
-    unsigned i;
+    unsigned i, run;
 
     for (i = 0; i < n; i++) {
         blocks[i].number = pages[i].offset / DEDUP_BLOCK_SIZE;
         blocks[i].dest = pages[i].dest;
         blocks[i].result = pages[i].result;
     }
-    dedup_read_blocks(bs, blocks, n, give);
+    for (i = 0; i < n; i += run) {
+        run = 1;
+        while (i + run < n &&
+               blocks[i + run].number == blocks[i].number + run) {
+            run++;
+        }
+        ask_run(bs, blocks + i, run);
+    }
     for (i = 0; i < n; i++) {
         pages[i].result = blocks[i].result;
     }
@@ -91,13 +102,13 @@ void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why)
 }
 
 /* Does QEMU map one of @pages, so that the main loop has to let it go? */
-static bool any_held(DedupGroup *g, const DedupPage *pages, unsigned n)
+static bool any_held(const DedupStoreOps *ops, const DedupPage *pages,
+                     unsigned n)
 {
     unsigned i;
 
-    for (i = 0; g->ops->held && i < n; i++) {
-        if (pages[i].result == DEDUP_GIVEN &&
-            g->ops->held(g->store, &pages[i].dest)) {
+    for (i = 0; i < n; i++) {
+        if (pages[i].result == DEDUP_GIVEN && ops->held(&pages[i].dest)) {
             return true;
         }
     }
@@ -105,19 +116,19 @@ static bool any_held(DedupGroup *g, const DedupPage *pages, unsigned n)
 }
 
 /* From an iothread: have the main loop let go of what QEMU maps of @pages. */
-static void coroutine_fn let_go(DedupGroup *g, const DedupPage *pages,
-                                unsigned n)
+static void coroutine_fn let_go(const DedupStoreOps *ops,
+                                const DedupPage *pages, unsigned n)
 {
     AioContext *ctx = qemu_get_current_aio_context();
     unsigned i;
 
-    if (qemu_in_main_thread() || !any_held(g, pages, n)) {
+    if (qemu_in_main_thread() || !any_held(ops, pages, n)) {
         return;
     }
     aio_co_reschedule_self(qemu_get_aio_context());
     for (i = 0; i < n; i++) {
         if (pages[i].result == DEDUP_GIVEN) {
-            g->ops->let_go(g->store, &pages[i].dest);
+            ops->let_go(&pages[i].dest);
         }
     }
     aio_co_reschedule_self(ctx);
@@ -158,13 +169,13 @@ static bool in_range(BlockDriverState *bs, const DedupPage *pages, unsigned n)
 void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
                                       unsigned n)
 {
-    /* the request is in flight: neither node nor group change until its end */
+    /* the request is in flight: neither node nor store change until its end */
     BlockDriverState *bs = blk_bs(blk);
     BDRVDedupShareState *s = bs->opaque;
     unsigned i;
 
     if (in_range(bs, pages, n)) {
-        let_go(s->group, pages, n);
+        let_go(s->offers, pages, n);
         read_pages(bs, pages, n);
     } else {
         for (i = 0; i < n; i++) {

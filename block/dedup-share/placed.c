@@ -3,7 +3,8 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * A frame is mapped over guest memory, or copied to where the request wants it.
+ * A frame is mapped or shared over guest memory, or copied to where the request
+ * wants it.
  * What is not in place then is the caller's to read.
  */
 
@@ -42,10 +43,12 @@ static void place_zeroes(const DedupTarget *t, DedupBlock *b)
 {
     size_t skip, bytes, to;
 
-    cut_block(t, b, &skip, &bytes, &to);
-    qemu_iovec_memset(t->qiov, to, 0, bytes);
-    b->placed = true;
     b->result = b->result ?: DEDUP_ZEROES;
+    if (t->qiov) {
+        cut_block(t, b, &skip, &bytes, &to);
+        qemu_iovec_memset(t->qiov, to, 0, bytes);
+        b->placed = true;
+    }
 }
 
 static DedupResult why_not(DedupAnswer answer)
@@ -104,12 +107,43 @@ static unsigned give_run(const DedupAnswers *a, const uint8_t *which,
     return run;
 }
 
-void dedup_place_answers(BDRVDedupShareState *s, const DedupTarget *t,
+/* Pages of the guest that only its store knows. */
+static void coroutine_fn give_pages(BDRVDedupShareState *s,
+                                    const DedupAnswers *a, const uint8_t *which,
+                                    DedupBlock *blocks)
+{
+    DEDUP_HOT_ARRAY DedupGive gives[DEDUP_BATCH];
+    uint8_t given[DEDUP_BATCH];
+    unsigned i, n = 0;
+
+    for (i = 0; i < a->n; i++) {
+        const DedupBlock *b = &blocks[which[i]];
+        const DedupMsgFrame *f = &a->frames[i];
+
+        if (f->answer == DEDUP_ANSWER_FRAME && b->result == DEDUP_GIVEN) {
+            gives[n] = (DedupGive) {
+                .dest = b->dest, .slot = f->slot, .word = f->handle,
+            };
+            given[n++] = which[i];
+        }
+    }
+    if (n) {
+        dedup_gather_give(&s->gather, a->held, gives, n);
+    }
+    for (i = 0; i < n; i++) {
+        blocks[given[i]].result = gives[i].result;
+    }
+}
+
+void coroutine_fn dedup_place_answers(BDRVDedupShareState *s, const DedupTarget *t,
                          const DedupAnswers *a, const uint8_t *which,
                          DedupBlock *blocks)
 {
     unsigned i, run;
 
+    if (!t->qiov) {
+        give_pages(s, a, which, blocks);
+    }
     for (i = 0; i < a->n; i += run) {
         DedupBlock *b = &blocks[which[i]];
         const DedupMsgFrame *f = &a->frames[i];
@@ -119,6 +153,8 @@ void dedup_place_answers(BDRVDedupShareState *s, const DedupTarget *t,
             place_zeroes(t, b);
         } else if (f->answer != DEDUP_ANSWER_FRAME) {
             b->result = b->result ?: why_not(f->answer);
+        } else if (!t->qiov) {
+            continue;           /* it was given, or is the caller's to read */
         } else if (b->result == DEDUP_GIVEN) {
             run = give_run(a, which, blocks, i);
         } else {

@@ -71,6 +71,11 @@ static bool take_turn(DedupPutting *p)
     return qatomic_fetch_inc(&p->turn) % PROBE_INTERVAL == 0;
 }
 
+bool dedup_put_is_stopped(BDRVDedupShareState *s)
+{
+    return qatomic_read(&s->putting.stopped);
+}
+
 bool dedup_put_skips(BDRVDedupShareState *s)
 {
     return qatomic_read(&s->putting.stopped) && !s->files.n &&
@@ -164,7 +169,7 @@ static void coroutine_fn put_run(BDRVDedupShareState *s, const DedupTarget *t,
     dedup_place_answers(s, t, &answers, which, blocks);
     count_put(s, &answers);
     dedup_client_done(&answers);
-    for (i = 0; i < n; i++) {
+    for (i = 0; t->qiov && i < n; i++) {
         if (!blocks[i].placed && !dedup_in_place(blocks[i].result)) {
             memcpy(blocks[i].dest.host, buf + i * DEDUP_BLOCK_SIZE,
                    DEDUP_BLOCK_SIZE);

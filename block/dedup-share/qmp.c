@@ -72,13 +72,26 @@ static DedupShareStoreStats *store_stats_new(DedupGroup *g)
 static DedupShareStoreStats *client_stats_new(DedupClient *client)
 {
     DedupShareStoreStats *s = g_new0(DedupShareStoreStats, 1);
+    DedupStoreCounters x = { 0 };
     DedupHeldCounters c;
 
+    if (dedup_client_kind(client) == DEDUP_STORE_KIND_XEN) {
+        dedup_store_find(DEDUP_SHARE_STORE_XEN)->counters(NULL, &x);
+    }
     dedup_client_counters(client, &c);
-    s->size = dedup_client_store_size(client);
-    s->frames = c.frames;
-    s->given_runs = c.runs;
-    s->time_ns = c.ns;
+    *s = (DedupShareStoreStats) {
+        .size = dedup_client_store_size(client),
+        .frames = c.frames,
+        .hypercalls = x.hypercalls,
+        .system_calls = x.system_calls,
+        .given_fresh = x.given_fresh,
+        .given_again = x.given_again,
+        .fresh_hypercalls = x.fresh_hypercalls,
+        .give_hypercalls = x.give_hypercalls,
+        .give_system_calls = x.give_system_calls,
+        .given_runs = c.runs,
+        .time_ns = c.ns,
+    };
     dedup_given_mappings(&s->mappings, &s->mappings_max);
     return s;
 }
@@ -92,8 +105,10 @@ DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
     *s = (DedupShareStats) {
         .node_name = g_strdup(node),
         .group = g_strdup(group_name),
-        .store = group ? group->ops->kind : client ? DEDUP_SHARE_STORE_LINUX :
-                 DEDUP_SHARE_STORE_OFF,
+        .store = group ? group->ops->kind :
+                 !client ? DEDUP_SHARE_STORE_OFF :
+                 dedup_client_kind(client) == DEDUP_STORE_KIND_XEN
+                 ? DEDUP_SHARE_STORE_XEN : DEDUP_SHARE_STORE_LINUX,
         .reason = g_strdup(reason),
         .blocks_read = stat64_get(&c->blocks_read),
         .blocks_hit = stat64_get(&c->hits),

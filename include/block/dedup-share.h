@@ -155,6 +155,21 @@ typedef struct DedupStoreOps {
     DedupStore *(*open)(const char *group, int dirfd, uint32_t nframes,
                         bool create, DedupStoreId *id, Error **errp);
 
+    /*
+     * A store daemon's store, whose slots are gfns of domain @domid; NULL with
+     * *errp set on error.  NULL if a store is the daemon's file.  Any thread.
+     */
+    DedupStore *(*attach)(uint32_t domid, Error **errp);
+    void (*detach)(DedupStore *store);
+
+    /*
+     * Copy @bytes from @skip on of the frame @slot, or of as many slots as that
+     * takes, which are held.  0, or -errno; also if its daemon has ended
+     * meanwhile, and the frames with it.
+     */
+    int (*copy)(DedupStore *store, uint32_t slot, size_t skip, void *buf,
+                size_t bytes);
+
     /* Close it; if @last, nobody else has it open and it is destroyed. */
     void (*close)(DedupStore *store, bool last);
 
@@ -168,27 +183,25 @@ typedef struct DedupStoreOps {
      * Can @dest be had for the page at @offset of @mr?  True if the page is
      * the guest's own RAM, whole, and may be replaced.  NULL if by_host.
      */
-    bool (*resolve)(DedupStore *store, MemoryRegion *mr, uint64_t offset,
-                    DedupDest *dest);
+    bool (*resolve)(MemoryRegion *mr, uint64_t offset, DedupDest *dest);
 
     /*
      * Can @dest be had for the page that the guest has granted to domain @peer
      * as @ref?  The guest can make that change at any time; give() looks again.
      * NULL: no grants here.
      */
-    bool (*resolve_grant)(DedupStore *store, uint32_t ref, uint16_t peer,
-                          DedupDest *dest);
+    bool (*resolve_grant)(uint32_t ref, uint16_t peer, DedupDest *dest);
 
     /* The guest sets up anew what grants are in.  NULL if resolve_grant is. */
-    void (*grants_changed)(DedupStore *store);
+    void (*grants_changed)(void);
 
     /*
      * Does QEMU itself map the page of @dest, without using it?  Then give()
      * fails outside of the main loop, unless let_go() is called before, in the
      * main loop.  NULL: QEMU's mappings never matter.
      */
-    bool (*held)(DedupStore *store, const DedupDest *dest);
-    void (*let_go)(DedupStore *store, const DedupDest *dest);
+    bool (*held)(const DedupDest *dest);
+    void (*let_go)(const DedupDest *dest);
 
     /*
      * Make the frames @slots[0..n-1], which hold nothing, with the @n blocks

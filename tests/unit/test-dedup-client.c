@@ -15,6 +15,7 @@
 #include "block/aio.h"
 #include "block/dedup-share.h"
 #include "block/dedup-share/client.h"
+#include "block/dedup-share/gather.h"
 #include "dedup-store/send.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
@@ -391,11 +392,13 @@ static void release_some(void *opaque, const uint32_t *slots, unsigned n,
 /* A request that ends while a trim is under way may have given its frame. */
 static void test_trim_race(void)
 {
-    uint8_t uuid[16] = { 1 };
     uint32_t nslots = 2 * DEDUP_RELEASE_SLOTS, i;
+    DedupMsgWelcome w = {
+        .store = DEDUP_STORE_KIND_LINUX, .nslots = nslots, .uuid = { 1 },
+    };
     int fd = qemu_memfd_create("frames", (size_t)nslots * PAGE, false, 0, 0,
                                &error_abort);
-    DedupHeld *h = dedup_held_new(fd, nslots, uuid);
+    DedupHeld *h = dedup_held_new(fd, &w, &error_abort);
     unsigned calls = 0;
 
     trimmed = h;
@@ -1040,6 +1043,179 @@ static void test_put_at_once(void)
     teardown();
 }
 
+/* Gives of several requests, in as few calls of the store as can be */
+
+static unsigned give_calls;
+
+static DedupStore *fake_attach(uint32_t domid, Error **errp)
+{
+    if (domid != 7) {
+        error_setg(errp, "store: there is no domain %u", domid);
+        return NULL;
+    }
+    return (DedupStore *)&give_calls;
+}
+
+static void fake_detach(DedupStore *s)
+{
+    g_assert_true(s == (DedupStore *)&give_calls);
+}
+
+static int fake_copy(DedupStore *s, uint32_t slot, size_t skip, void *buf,
+                     size_t bytes)
+{
+    memset(buf, slot, bytes);
+    return slot == 5 ? -ESTALE : 0;
+}
+
+/* The guest has two frames, one of them twice. */
+static void fake_each_used(DedupStore *s,
+                           void (*used)(void *opaque, uint32_t slot),
+                           void *opaque)
+{
+    used(opaque, 1);
+    used(opaque, 3);
+    used(opaque, 1);
+}
+
+static void count_give(DedupStore *s, DedupGive *gives, unsigned n)
+{
+    unsigned i;
+
+    give_calls++;
+    g_assert_cmpint(n, <=, DEDUP_BATCH);
+    for (i = 0; i < n; i++) {
+        gives[i].result = gives[i].slot % DEDUP_RESULT__MAX;
+    }
+}
+
+/* Frames that are another domain's pages. */
+static const DedupStoreOps fake_xen = {
+    .kind = DEDUP_SHARE_STORE_XEN,
+    .attach = fake_attach, .detach = fake_detach, .copy = fake_copy,
+    .give = count_give, .each_used = fake_each_used,
+};
+
+static DedupHeld *hold_fake(uint32_t nslots)
+{
+    DedupMsgWelcome w = {
+        .store = DEDUP_STORE_KIND_XEN, .nslots = nslots, .domid = 7,
+        .uuid = { 2 },
+    };
+    DedupHeld *h = dedup_held_new(-1, &w, &error_abort);
+    Error *err = NULL;
+
+    g_assert_true(dedup_held_is_of(h, &w, -1));
+    w.domid = 8;
+    g_assert_null(dedup_held_new(-1, &w, &err));
+    error_free_or_abort(&err);
+    w.uuid[0]++;
+    g_assert_false(dedup_held_is_of(h, &w, -1));
+    return h;
+}
+
+static void release_two(void *opaque, const uint32_t *slots, unsigned n,
+                        uint64_t serial)
+{
+    g_assert_cmpint(n, ==, 2);
+    g_assert_cmpint(slots[0], ==, 0);
+    g_assert_cmpint(slots[1], ==, 4);
+}
+
+/* On Xen: who has what is the store's to say, pinned frames stay. */
+static void test_xen_held(void)
+{
+    DedupMsgFrame pinned = { .answer = DEDUP_ANSWER_FRAME, .slot = 2,
+                             .generation = 1, .handle = 99 };
+    DedupHeld *h = hold_fake(8);
+    uint8_t byte;
+    uint32_t i;
+
+    g_assert_true(dedup_held_set_serial(h, 1));
+    for (i = 0; i < 5; i++) {
+        DedupMsgFrame f = pinned;
+
+        f.slot = i;
+        g_assert_true(dedup_held_add(h, &f, i == pinned.slot));
+    }
+    g_assert_false(dedup_held_give(h, 0, NULL, 1));
+    g_assert_cmpint(dedup_held_copy(h, 4, 9, &byte, 1), ==, 0);
+    g_assert_cmpint(byte, ==, 4);
+    g_assert_cmpint(dedup_held_copy(h, 5, 9, &byte, 1), ==, -ESTALE);
+    dedup_held_trim(h, release_two, NULL);
+    g_assert_cmpint(dedup_held_count(h), ==, 3);
+    dedup_held_unpin(h, &pinned, 1);
+    dedup_held_unref(h);
+}
+
+typedef struct Gatherer {
+    DedupGather *gather;
+    DedupHeld *held;
+    DedupGive gives[40];
+    unsigned n;
+    bool done;
+} Gatherer;
+
+static void coroutine_fn gather_entry(void *opaque)
+{
+    Gatherer *q = opaque;
+
+    dedup_gather_give(q->gather, q->held, q->gives, q->n);
+    q->done = true;
+}
+
+static void test_gather(void)
+{
+    DedupHeld *held = hold_fake(1024), *other = hold_fake(8);
+    DedupGather gather;
+    Gatherer q[5] = {};
+    unsigned i, j, slot = 0;
+
+    dedup_gather_init(&gather);
+    for (i = 0; i < ARRAY_SIZE(q); i++) {
+        q[i].gather = &gather;
+        q[i].held = held;
+        q[i].n = i == 3 ? 40 : 11;      /* 33, then 51: two calls */
+        for (j = 0; j < q[i].n; j++) {
+            q[i].gives[j].slot = slot++;
+        }
+        qemu_coroutine_enter(qemu_coroutine_create(gather_entry, &q[i]));
+        g_assert_false(q[i].done);
+    }
+    g_assert_cmpint(give_calls, ==, 0);
+    while (!q[4].done) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    g_assert_cmpint(give_calls, ==, 2);
+    for (i = 0; i < ARRAY_SIZE(q); i++) {
+        g_assert_true(q[i].done);
+        for (j = 0; j < q[i].n; j++) {
+            g_assert_cmpint(q[i].gives[j].result, ==,
+                            q[i].gives[j].slot % DEDUP_RESULT__MAX);
+        }
+    }
+    /* and again: nothing of the first time is left */
+    q[0].done = false;
+    qemu_coroutine_enter(qemu_coroutine_create(gather_entry, &q[0]));
+    while (!q[0].done) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    g_assert_cmpint(give_calls, ==, 3);
+    /* frames of another store are not given with these */
+    q[0].done = q[1].done = false;
+    q[1].held = other;
+    qemu_coroutine_enter(qemu_coroutine_create(gather_entry, &q[0]));
+    qemu_coroutine_enter(qemu_coroutine_create(gather_entry, &q[1]));
+    g_assert_true(q[1].done && !q[0].done);
+    while (!q[0].done) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    g_assert_cmpint(give_calls, ==, 5);
+    dedup_gather_destroy(&gather);
+    dedup_held_unref(held);
+    dedup_held_unref(other);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -1058,6 +1234,9 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/client/break", test_break);
     g_test_add_func("/dedup/client/trim", test_trim);
     g_test_add_func("/dedup/client/trim-race", test_trim_race);
+    dedup_store_register(&fake_xen);
+    g_test_add_func("/dedup/client/xen-held", test_xen_held);
+    g_test_add_func("/dedup/client/gather", test_gather);
     g_test_add_func("/dedup/client/killed", test_killed);
     g_test_add_func("/dedup/client/stopped", test_stopped);
     return g_test_run();

@@ -762,78 +762,6 @@ static void test_group_twice(void)
     teardown();
 }
 
-/* Gives of several requests, in as few calls of the store as can be */
-
-static unsigned give_calls;
-
-static void count_give(DedupStore *s, DedupGive *gives, unsigned n)
-{
-    unsigned i;
-
-    give_calls++;
-    g_assert_cmpint(n, <=, DEDUP_BATCH);
-    for (i = 0; i < n; i++) {
-        gives[i].result = gives[i].slot % DEDUP_RESULT__MAX;
-    }
-}
-
-typedef struct Gatherer {
-    DedupGather *gather;
-    DedupGroup *group;
-    DedupGive gives[40];
-    unsigned n;
-    bool done;
-} Gatherer;
-
-static void coroutine_fn gather_entry(void *opaque)
-{
-    Gatherer *q = opaque;
-
-    dedup_gather_give(q->gather, q->group, q->gives, q->n);
-    q->done = true;
-}
-
-static void test_gather(void)
-{
-    const DedupStoreOps ops = { .give = count_give };
-    DedupGroup g = { .ops = &ops };
-    DedupGather gather;
-    Gatherer q[5] = {};
-    unsigned i, j, slot = 0;
-
-    dedup_gather_init(&gather);
-    for (i = 0; i < ARRAY_SIZE(q); i++) {
-        q[i].gather = &gather;
-        q[i].group = &g;
-        q[i].n = i == 3 ? 40 : 11;      /* 33, then 51: two calls */
-        for (j = 0; j < q[i].n; j++) {
-            q[i].gives[j].slot = slot++;
-        }
-        qemu_coroutine_enter(qemu_coroutine_create(gather_entry, &q[i]));
-        g_assert_false(q[i].done);
-    }
-    g_assert_cmpint(give_calls, ==, 0);
-    while (!q[4].done) {
-        aio_poll(qemu_get_aio_context(), true);
-    }
-    g_assert_cmpint(give_calls, ==, 2);
-    for (i = 0; i < ARRAY_SIZE(q); i++) {
-        g_assert_true(q[i].done);
-        for (j = 0; j < q[i].n; j++) {
-            g_assert_cmpint(q[i].gives[j].result, ==,
-                            q[i].gives[j].slot % DEDUP_RESULT__MAX);
-        }
-    }
-    /* and again: nothing of the first time is left */
-    q[0].done = false;
-    qemu_coroutine_enter(qemu_coroutine_create(gather_entry, &q[0]));
-    while (!q[0].done) {
-        aio_poll(qemu_get_aio_context(), true);
-    }
-    g_assert_cmpint(give_calls, ==, 3);
-    dedup_gather_destroy(&gather);
-}
-
 int main(int argc, char **argv)
 {
     qemu_init_main_loop(&error_abort);
@@ -845,7 +773,6 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/engine/store-full", test_store_full);
     g_test_add_func("/dedup/engine/fill-fails", test_fill_fails);
     g_test_add_func("/dedup/engine/give-fails", test_give_fails);
-    g_test_add_func("/dedup/engine/gather", test_gather);
     g_test_add_func("/dedup/engine/evicted-in-give", test_evicted_in_give);
     g_test_add_func("/dedup/engine/write-during-fill", test_write_during_fill);
     g_test_add_func("/dedup/engine/write-before-fill", test_write_before_fill);

@@ -18,6 +18,10 @@
 typedef struct Region {
     bool split;
     DECLARE_BITMAP(given, MEMSHR_REGION_GFNS);
+    struct {
+        DedupStore *store;      /* NULL: none, as far as is known */
+        uint32_t slot;
+    } *frames;                  /* of MEMSHR_REGION_GFNS, or NULL */
 } Region;
 
 static QemuMutex lock;          /* a leaf; protects the table */
@@ -58,6 +62,108 @@ void xen_memshr_gfn_set_given(uint64_t gfn)
 {
     QEMU_LOCK_GUARD(&lock);
     set_bit(gfn % MEMSHR_REGION_GFNS, get_region(gfn)->given);
+}
+
+void xen_memshr_gfn_set_frame(uint64_t gfn, DedupStore *store, uint32_t slot)
+{
+    Region *r;
+
+    QEMU_LOCK_GUARD(&lock);
+    r = get_region(gfn);
+    if (!r->frames) {
+        r->frames = g_malloc0_n(MEMSHR_REGION_GFNS, sizeof(*r->frames));
+    }
+    r->frames[gfn % MEMSHR_REGION_GFNS].store = store;
+    r->frames[gfn % MEMSHR_REGION_GFNS].slot = slot;
+}
+
+/* Up to @most gfns with frames of @store, from *next of the region on. */
+static unsigned collect(uint64_t region, DedupStore *store, unsigned *next,
+                        unsigned most, uint64_t *gfns, uint32_t *slots)
+{
+    unsigned n = 0;
+    Region *r;
+
+    QEMU_LOCK_GUARD(&lock);
+    r = find_region(region * MEMSHR_REGION_GFNS);
+    if (!r->frames) {
+        *next = MEMSHR_REGION_GFNS;
+    }
+    for (; *next < MEMSHR_REGION_GFNS && n < most; (*next)++) {
+        if (r->frames[*next].store == store) {
+            gfns[n] = region * MEMSHR_REGION_GFNS + *next;
+            slots[n++] = r->frames[*next].slot;
+        }
+    }
+    return n;
+}
+
+/* They have no frame, unless they were given another one meanwhile. */
+static void forget(DedupStore *store, const uint64_t *gfns,
+                   const uint32_t *slots, const bool *gone, unsigned n)
+{
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&lock);
+    for (i = 0; i < n; i++) {
+        Region *r = find_region(gfns[i]);
+        unsigned at = gfns[i] % MEMSHR_REGION_GFNS;
+
+        if (gone[i] && r->frames[at].store == store &&
+            r->frames[at].slot == slots[i]) {
+            r->frames[at].store = NULL;
+        }
+    }
+}
+
+/* The numbers of all regions, which stay. */
+static GArray *list_regions(void)
+{
+    GArray *list = g_array_new(false, false, sizeof(uint64_t));
+    GHashTableIter iter;
+    gpointer key;
+
+    QEMU_LOCK_GUARD(&lock);
+    g_hash_table_iter_init(&iter, regions);
+    while (g_hash_table_iter_next(&iter, &key, NULL)) {
+        uint64_t region = GPOINTER_TO_SIZE(key);
+
+        g_array_append_val(list, region);
+    }
+    return list;
+}
+
+void xen_memshr_gfns_each(DedupStore *store, unsigned most, XenGfnsFn *each,
+                          void *opaque)
+{
+    g_autoptr(GArray) list = list_regions();
+    g_autofree uint64_t *gfns = g_new(uint64_t, most);
+    g_autofree uint32_t *slots = g_new(uint32_t, most);
+    g_autofree bool *gone = g_new(bool, most);
+    unsigned i, n, next;
+
+    for (i = 0; i < list->len; i++) {
+        for (next = 0; next < MEMSHR_REGION_GFNS; ) {
+            n = collect(g_array_index(list, uint64_t, i), store, &next, most,
+                        gfns, slots);
+            if (n) {
+                memset(gone, false, n);
+                each(opaque, gfns, slots, n, gone);
+                forget(store, gfns, slots, gone, n);
+            }
+        }
+    }
+}
+
+static void forget_all(void *opaque, const uint64_t *gfns,
+                       const uint32_t *slots, unsigned n, bool *gone)
+{
+    memset(gone, true, n);
+}
+
+void xen_memshr_gfns_forget(DedupStore *store)
+{
+    xen_memshr_gfns_each(store, MEMSHR_REGION_GFNS, forget_all, NULL);
 }
 
 bool xen_memshr_region_is_split(uint64_t gfn)

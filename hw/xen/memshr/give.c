@@ -82,7 +82,7 @@ static bool is_same_region(const Page *a, const Page *b)
 }
 
 /* The pages' gfns follow each other: make them private, in one call. */
-static bool make_run_private(DedupStore *s, Page *pages, unsigned n)
+static bool make_run_private(XenGuest *s, Page *pages, unsigned n)
 {
     uint64_t gfn = pages[0].give->dest.gfn;
     int rc;
@@ -106,7 +106,7 @@ static unsigned count_run(const Page *pages, const bool *wanted, unsigned n)
 }
 
 /* Of @pages, make those private that are @wanted to be, where that works. */
-static void make_private(DedupStore *s, Page *pages, const bool *wanted,
+static void make_private(XenGuest *s, Page *pages, const bool *wanted,
                          unsigned n)
 {
     unsigned i, j, run;
@@ -143,7 +143,7 @@ static bool is_split(const Page *page, const Page *pages, unsigned n)
  * Of @pages, keep those that can be nominated; returns how many.  To be called
  * right before they are.
  */
-static unsigned prepare(DedupStore *s, Page *pages, unsigned n)
+static unsigned prepare(XenGuest *s, Page *pages, unsigned n)
 {
     bool wanted[DEDUP_BATCH], ready[DEDUP_BATCH];
     unsigned i, j, kept = 0;
@@ -202,7 +202,7 @@ static bool can_share_onto(const Page *p, long nominated, long count)
 }
 
 /* Nominate and count; keep those that can be shared onto, at the front. */
-static unsigned nominate(DedupStore *s, Page *pages, unsigned n,
+static unsigned nominate(XenGuest *s, Page *pages, unsigned n,
                          Page *undecided, unsigned *nundecided)
 {
     XenCalls *c = &s->calls;
@@ -226,8 +226,8 @@ static unsigned nominate(DedupStore *s, Page *pages, unsigned n,
 }
 
 /* Share; those that Xen refuses are undecided. */
-static void share(DedupStore *s, const Page *pages, unsigned n,
-                  Page *undecided, unsigned *nundecided)
+static void share(XenGuest *s, DedupStore *store, const Page *pages,
+                  unsigned n, Page *undecided, unsigned *nundecided)
 {
     XenCalls *c = &s->calls;
     unsigned i;
@@ -235,8 +235,8 @@ static void share(DedupStore *s, const Page *pages, unsigned n,
     for (i = 0; i < n; i++) {
         const DedupGive *g = pages[i].give;
 
-        xen_calls_share(c, s->domain.domid, xen_store_gfn(g->slot), g->word,
-                         xen_domid, g->dest.gfn, pages[i].handle);
+        xen_calls_share(c, store->domid, xen_store_gfn(g->slot), g->word,
+                        xen_domid, g->dest.gfn, pages[i].handle);
     }
     xen_calls_make(c);
     for (i = 0; i < n; i++) {
@@ -258,7 +258,7 @@ static void share(DedupStore *s, const Page *pages, unsigned n,
  * Pages that were nominated, and may be shared or not: none stays so.  If that
  * fails for want of memory, a page is read in the ordinary way all the same.
  */
-static void undo(DedupStore *s, Page *pages, unsigned n)
+static void undo(XenGuest *s, Page *pages, unsigned n)
 {
     bool all[DEDUP_BATCH];
 
@@ -267,7 +267,7 @@ static void undo(DedupStore *s, Page *pages, unsigned n)
 }
 
 /* Keep the guest from making large mappings of what has been split. */
-static bool pause_guest(DedupStore *s)
+static bool pause_guest(XenGuest *s)
 {
     if (xen_memshr_regions_stay_split()) {
         return true;
@@ -276,7 +276,7 @@ static bool pause_guest(DedupStore *s)
     return !xc_domain_pause(s->xc, xen_domid);
 }
 
-static void unpause_guest(DedupStore *s)
+static void unpause_guest(XenGuest *s)
 {
     if (!xen_memshr_regions_stay_split()) {
         xen_memshr_count_calls(s, 1, 1);
@@ -287,7 +287,7 @@ static void unpause_guest(DedupStore *s)
     }
 }
 
-static void give_pages(DedupStore *s, Page *pages, unsigned n)
+static void give_pages(XenGuest *s, DedupStore *store, Page *pages, unsigned n)
 {
     Page undecided[DEDUP_BATCH];
     unsigned i, nundecided = 0;
@@ -306,14 +306,14 @@ static void give_pages(DedupStore *s, Page *pages, unsigned n)
     n = prepare(s, pages, n);
     n = nominate(s, pages, n, undecided, &nundecided);
     unpause_guest(s);
-    share(s, pages, n, undecided, &nundecided);
+    share(s, store, pages, n, undecided, &nundecided);
     undo(s, undecided, nundecided);
 }
 
 /* --- which pages --------------------------------------------------------- */
 
 /* A page that is granted: is it still? */
-static bool is_granted(DedupStore *s, const DedupDest *dest)
+static bool is_granted(XenGuest *s, const DedupDest *dest)
 {
     uint64_t gfn;
 
@@ -322,7 +322,7 @@ static bool is_granted(DedupStore *s, const DedupDest *dest)
             gfn == dest->gfn);
 }
 
-bool xen_memshr_held(DedupStore *s, const DedupDest *dest)
+bool xen_memshr_held(const DedupDest *dest)
 {
     bool held;
 
@@ -332,8 +332,10 @@ bool xen_memshr_held(DedupStore *s, const DedupDest *dest)
     return held;
 }
 
-void xen_memshr_let_go(DedupStore *s, const DedupDest *dest)
+void xen_memshr_let_go(const DedupDest *dest)
 {
+    XenGuest *s = xen_memshr_guest();
+
     QEMU_LOCK_GUARD(&s->lock);
     xen_memshr_mapcache_lock();
     xen_memshr_count_calls(s, 0, xen_memshr_mapcache_forget(dest->gfn));
@@ -344,7 +346,7 @@ void xen_memshr_let_go(DedupStore *s, const DedupDest *dest)
  * QEMU must not have a page mapped that is given: Xen would refuse, or, if it
  * is unshared, QEMU would go on writing to a page that the guest no longer has.
  */
-static bool is_mapped(DedupStore *s, uint64_t gfn)
+static bool is_mapped(XenGuest *s, uint64_t gfn)
 {
     if (bql_locked()) {
         xen_memshr_count_calls(s, 0, xen_memshr_mapcache_forget(gfn));
@@ -353,7 +355,7 @@ static bool is_mapped(DedupStore *s, uint64_t gfn)
 }
 
 /* Choose the pages to be tried; the map cache leaves them out from now on. */
-static unsigned choose(DedupStore *s, DedupGive *gives, unsigned n,
+static unsigned choose(XenGuest *s, DedupGive *gives, unsigned n,
                        Page *pages)
 {
     unsigned i, npages = 0;
@@ -376,8 +378,21 @@ static unsigned choose(DedupStore *s, DedupGive *gives, unsigned n,
     return npages;
 }
 
-void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n)
+/* Remember which frames the guest has now, for who asks which are in use. */
+static void record(DedupStore *store, const DedupGive *gives, unsigned n)
 {
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        if (gives[i].result == DEDUP_GIVEN) {
+            xen_memshr_gfn_set_frame(gives[i].dest.gfn, store, gives[i].slot);
+        }
+    }
+}
+
+void xen_memshr_give(DedupStore *store, DedupGive *gives, unsigned n)
+{
+    XenGuest *s = xen_memshr_guest();
     Page pages[DEDUP_BATCH];
     uint64_t hypercalls, system_calls;
     unsigned i;
@@ -392,8 +407,9 @@ void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n)
     hypercalls = s->calls.hypercalls + s->other_hypercalls;
     system_calls = s->calls.system_calls + s->other_system_calls;
     xen_memshr_mapcache_lock();
-    give_pages(s, pages, choose(s, gives, n, pages));
+    give_pages(s, store, pages, choose(s, gives, n, pages));
     xen_memshr_mapcache_unlock();
+    record(store, gives, n);
     s->counters.give_hypercalls += s->calls.hypercalls + s->other_hypercalls -
                                    hypercalls;
     s->counters.give_system_calls += s->calls.system_calls +

@@ -37,7 +37,7 @@ typedef struct GrantEntryV2 {
 /* Frames are mapped as references need them; no guest has more than this. */
 #define MAX_FRAMES 4096
 
-void xen_memshr_grants_close(DedupStore *s)
+void xen_memshr_grants_close(XenGuest *s)
 {
     if (s->grants.resource) {
         xen_memshr_count_calls(s, 0, 1);
@@ -46,7 +46,7 @@ void xen_memshr_grants_close(DedupStore *s)
     memset(&s->grants, 0, sizeof(s->grants));
 }
 
-static unsigned get_version(DedupStore *s)
+static unsigned get_version(XenGuest *s)
 {
     if (!s->grants.version) {
         xen_memshr_count_calls(s, 1, 1);
@@ -56,7 +56,7 @@ static unsigned get_version(DedupStore *s)
 }
 
 /* Map so much of the table that the entry of @ref is in it. */
-static bool grants_map(DedupStore *s, uint32_t ref)
+static bool grants_map(XenGuest *s, uint32_t ref)
 {
     unsigned version = get_version(s);
     size_t size = version == 2 ? sizeof(GrantEntryV2)
@@ -118,7 +118,7 @@ static bool read_v2(const XenMemshrGrants *g, uint32_t ref, uint16_t peer,
     return flags_ok(flags, domid, peer);
 }
 
-bool xen_memshr_grant_gfn(DedupStore *s, uint32_t ref, uint16_t peer,
+bool xen_memshr_grant_gfn(XenGuest *s, uint32_t ref, uint16_t peer,
                           uint64_t *gfn)
 {
     XenMemshrGrants *g = &s->grants;

@@ -19,41 +19,6 @@
 #include "mapcache.h"
 #include "qemu/thread.h"
 
-/* --- store-domain.c: the domain that owns the frames --------------------- */
-
-typedef struct XenStoreDomain {
-    uint32_t domid;
-    uint32_t nframes;
-    /*
-     * A page of the domain, mapped read-only.  As long as somebody maps a page
-     * that a domain owns (a frame is owned by dom_cow) it keeps its domid, even
-     * when it was destroyed, so that no other can be taken for it.
-     */
-    void *pin;
-} XenStoreDomain;
-
-/*
- * Make a store domain for @nframes frames, named after @group in xenstore so
- * that the toolstack can list it, or attach to the one that @id names.  A new
- * one gets the handle id->uuid; the rest of @id is filled in.
- */
-bool xen_store_domain_create(XenStoreDomain *d, xc_interface *xc,
-                             xenforeignmemory_handle *fmem, const char *group,
-                             uint32_t nframes, DedupStoreId *id,
-                             Error **errp);
-bool xen_store_domain_attach(XenStoreDomain *d, xc_interface *xc,
-                             xenforeignmemory_handle *fmem, uint32_t nframes,
-                             const DedupStoreId *id, Error **errp);
-void xen_store_domain_detach(XenStoreDomain *d, xenforeignmemory_handle *fmem);
-/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
-int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
-                           xc_domaininfo_t *info);
-
-/* Destroy it.  Guests that share its frames keep their content. */
-void xen_store_domain_destroy(xc_interface *xc, uint32_t domid);
-/* Destroy all domains with the handle @uuid. */
-void xen_store_domain_reap(xc_interface *xc, const uint8_t uuid[16]);
-
 /* --- grant.c: what the guest has granted --------------------------------- */
 
 /* Begins as zeroes.  Protected by the store's lock. */
@@ -64,10 +29,10 @@ typedef struct XenMemshrGrants {
     unsigned version;
 } XenMemshrGrants;
 
-/* --- store.c, probe.c, give.c: the store --------------------------------- */
+/* --- store.c: the guest, and stores of daemons ---------------------------- */
 
-struct DedupStore {
-    XenStoreDomain domain;
+/* The guest of this process, and how it is reached.  One object. */
+typedef struct XenGuest {
     xc_interface *xc;
     xenforeignmemory_handle *fmem;
 
@@ -80,10 +45,22 @@ struct DedupStore {
     uint64_t max_gfn;           /* of a guest whose memory QEMU does not know */
 
     MemoryListener listener;    /* main loop */
+} XenGuest;
+
+/* There is one once a store has been found to work.  Any thread. */
+XenGuest *xen_memshr_guest(void);
+
+/* Begin.  Main loop; false with *errp set if Xen cannot be talked to. */
+bool xen_memshr_guest_open(Error **errp);
+
+/* A daemon's store. */
+struct DedupStore {
+    uint32_t domid;
+    void *pin;                  /* see XEN_STORE_GFN_PIN */
 };
 
 /* Account for @n calls made through libxenctrl or libxenforeignmemory. */
-static inline void xen_memshr_count_calls(DedupStore *s, unsigned n,
+static inline void xen_memshr_count_calls(XenGuest *s, unsigned n,
                                           unsigned system_calls)
 {
     s->other_hypercalls += n;
@@ -94,20 +71,25 @@ static inline void xen_memshr_count_calls(DedupStore *s, unsigned n,
  * The gfn that the guest has granted as @ref to domain @peer, whole and
  * writable.  False if it has not, or its table cannot be read.
  */
-bool xen_memshr_grant_gfn(DedupStore *s, uint32_t ref, uint16_t peer,
+bool xen_memshr_grant_gfn(XenGuest *s, uint32_t ref, uint16_t peer,
                           uint64_t *gfn);
 
 /* Forget the table: the guest may set up another one. */
-void xen_memshr_grants_close(DedupStore *s);
+void xen_memshr_grants_close(XenGuest *s);
 
-/* DedupStoreOps.probe and .give */
+/* --- probe.c, give.c: DedupStoreOps --------------------------------------- */
+
 bool xen_memshr_probe(Error **errp);
 
 /* Is this the device model of a Xen guest? */
 bool xen_memshr_applies(void);
-void xen_memshr_give(DedupStore *s, DedupGive *gives, unsigned n);
-bool xen_memshr_held(DedupStore *s, const DedupDest *dest);
-void xen_memshr_let_go(DedupStore *s, const DedupDest *dest);
+void xen_memshr_give(DedupStore *store, DedupGive *gives, unsigned n);
+bool xen_memshr_held(const DedupDest *dest);
+void xen_memshr_let_go(const DedupDest *dest);
+
+/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
+int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
+                           xc_domaininfo_t *info);
 
 /* --- gfn.c: what this process knows of its guest's gfns ------------------ */
 
@@ -122,6 +104,25 @@ void xen_memshr_let_go(DedupStore *s, const DedupDest *dest);
 void xen_memshr_gfns_open(xc_interface *xc);
 
 void xen_memshr_gfn_set_given(uint64_t gfn);
+
+/*
+ * @gfn was given the frame @slot of @store.  What it has had before is no
+ * matter, and that it has it still is for Xen to say.
+ */
+void xen_memshr_gfn_set_frame(uint64_t gfn, DedupStore *store, uint32_t slot);
+
+/*
+ * Call @each for all gfns that were given frames of @store, in runs of at most
+ * @most.  It returns those that have none any more as gone[i], and these are
+ * forgotten.  One caller for each store.
+ */
+typedef void XenGfnsFn(void *opaque, const uint64_t *gfns,
+                       const uint32_t *slots, unsigned n, bool *gone);
+void xen_memshr_gfns_each(DedupStore *store, unsigned most, XenGfnsFn *each,
+                          void *opaque);
+
+/* No gfn has frames of @store, as far as is remembered. */
+void xen_memshr_gfns_forget(DedupStore *store);
 
 /*
  * No gfn from here on is given to, so that what is remembered has a bound: a

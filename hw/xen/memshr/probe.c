@@ -15,6 +15,15 @@
 #define LEAF_1_ECX_VMX          (1U << 5)
 #define LEAF_80000001_ECX_SVM   (1U << 2)
 
+int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
+                           xc_domaininfo_t *info)
+{
+    /* the first domain from domid on */
+    int n = xc_domain_getinfolist(xc, domid, 1, info);
+
+    return n == 1 ? info->domain == domid : n;
+}
+
 static void explain_control(int err, Error **errp)
 {
     switch (err) {
@@ -150,5 +159,5 @@ bool xen_memshr_probe(Error **errp)
     }
     ok = probe_domain(xc, errp);
     xc_interface_close(xc);
-    return ok;
+    return ok && xen_memshr_guest_open(errp);
 }

@@ -1,10 +1,16 @@
 /*
- * Xen store of dedup-share
+ * Xen store of dedup-share: the guest, and stores of daemons
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Frames are pages of a store domain, nominated for sharing.  This file makes
- * and drops them; give.c gives them to the guest.
+ * Frames are pages of a store domain, nominated for sharing.  A store daemon
+ * makes and drops them; give.c gives them to the guest.  Which of them are in
+ * use is Xen's to say, so that a guest keeps what it has whatever becomes of
+ * this process and of the daemon.
+ *
+ * A daemon that ends may zero frames that this process holds and no guest has
+ * yet.  Sharing names their handles, which Xen refuses then; who copies looks
+ * afterwards whether they are still shared.
  */
 
 #include "qemu/osdep.h"
@@ -19,41 +25,14 @@
 #include "memshr.h"
 #include "trace.h"
 
-/* --- opening, closing ---------------------------------------------------- */
+/* --- the guest ------------------------------------------------------------ */
 
-static uint64_t xen_store_host_frames(void)
+static XenGuest guest;
+static bool guest_is_open;
+
+XenGuest *xen_memshr_guest(void)
 {
-    xc_interface *xc = xc_interface_open(NULL, NULL, 0);
-    xc_physinfo_t info = { 0 };
-
-    if (xc) {
-        xc_physinfo(xc, &info);
-        xc_interface_close(xc);
-    }
-    return info.total_pages;
-}
-
-static bool open_handles(DedupStore *s, Error **errp)
-{
-    s->xc = xc_interface_open(NULL, NULL, 0);
-    s->fmem = xenforeignmemory_open(NULL, 0);
-    if (s->xc && s->fmem) {
-        return xen_calls_init(&s->calls, errp);
-    }
-    error_setg_errno(errp, errno, "store: cannot talk to Xen");
-    return false;
-}
-
-static void close_handles(DedupStore *s)
-{
-    xen_calls_destroy(&s->calls);
-    if (s->fmem) {
-        xenforeignmemory_close(s->fmem);
-    }
-    if (s->xc) {
-        xc_interface_close(s->xc);
-    }
-    g_free(s);
+    return &guest;
 }
 
 /*
@@ -62,65 +41,191 @@ static void close_handles(DedupStore *s)
  */
 static bool dirty_tracking_starts(MemoryListener *listener, Error **errp)
 {
-    DedupStore *s = container_of(listener, DedupStore, listener);
-
-    QEMU_LOCK_GUARD(&s->lock);
+    QEMU_LOCK_GUARD(&guest.lock);
     return true;
 }
 
-static DedupStore *xen_store_open(const char *group, int dirfd,
-                                  uint32_t nframes, bool create,
-                                  DedupStoreId *id, Error **errp)
+/* What the guest has been given belongs to the process: it stays. */
+bool xen_memshr_guest_open(Error **errp)
 {
-    DedupStore *s = g_new0(DedupStore, 1);
-
-    if (!open_handles(s, errp)) {
-        close_handles(s);
-        return NULL;
+    if (guest_is_open) {
+        return true;
     }
-    xen_memshr_gfns_open(s->xc);
-    if (!(create ? xen_store_domain_create(&s->domain, s->xc, s->fmem, group,
-                                           nframes, id, errp)
-                 : xen_store_domain_attach(&s->domain, s->xc, s->fmem, nframes,
-                                           id, errp))) {
-        close_handles(s);
-        return NULL;
+    guest.xc = xc_interface_open(NULL, NULL, 0);
+    guest.fmem = xenforeignmemory_open(NULL, 0);
+    if (!guest.xc || !guest.fmem) {
+        error_setg_errno(errp, errno, "store: cannot talk to Xen");
+    } else if (xen_calls_init(&guest.calls, errp)) {
+        xen_memshr_gfns_open(guest.xc);
+        qemu_mutex_init(&guest.lock);
+        guest.listener = (MemoryListener) {
+            .name = "dedup-share", .log_global_start = dirty_tracking_starts,
+        };
+        memory_listener_register(&guest.listener, &address_space_memory);
+        guest_is_open = true;
+        return true;
     }
-    qemu_mutex_init(&s->lock);
-    s->listener = (MemoryListener) {
-        .name = "dedup-share", .log_global_start = dirty_tracking_starts,
-    };
-    memory_listener_register(&s->listener, &address_space_memory);
-    trace_xen_memshr_store(group, s->domain.domid, create);
-    return s;
+    g_clear_pointer(&guest.fmem, xenforeignmemory_close);
+    g_clear_pointer(&guest.xc, xc_interface_close);
+    return false;
 }
 
-static void xen_store_close(DedupStore *s, bool last)
+/* --- stores --------------------------------------------------------------- */
+
+static DedupStore *xen_store_attach(uint32_t domid, Error **errp)
 {
-    memory_listener_unregister(&s->listener);
-    xen_memshr_grants_close(s);
-    xen_store_domain_detach(&s->domain, s->fmem);
-    if (last) {
-        xen_store_domain_destroy(s->xc, s->domain.domid);
+    xen_pfn_t gfn = XEN_STORE_GFN_PIN;
+    DedupStore *store;
+    void *pin;
+
+    if (domid == xen_domid || domid >= DOMID_FIRST_RESERVED) {
+        error_setg(errp, "store: domain %" PRIu32 " is no store domain", domid);
+        return NULL;
     }
-    qemu_mutex_destroy(&s->lock);
-    close_handles(s);
+    WITH_QEMU_LOCK_GUARD(&guest.lock) {
+        /* without an array for errors it succeeds as a whole or fails */
+        pin = xenforeignmemory_map(guest.fmem, domid, PROT_READ, 1, &gfn, NULL);
+    }
+    if (!pin) {
+        error_setg_errno(errp, errno, "store: this domain cannot map the "
+                         "memory of the store domain %" PRIu32 "; it takes a "
+                         "PV dom0, use store=off elsewhere", domid);
+        return NULL;
+    }
+    store = g_new0(DedupStore, 1);
+    store->domid = domid;
+    store->pin = pin;
+    trace_xen_memshr_attach(domid);
+    return store;
 }
 
-static void xen_store_reap(const uint8_t uuid[16])
+static void xen_store_detach(DedupStore *store)
 {
-    xc_interface *xc = xc_interface_open(NULL, NULL, 0);
-
-    if (xc) {
-        xen_store_domain_reap(xc, uuid);
-        xc_interface_close(xc);
+    xen_memshr_gfns_forget(store);
+    WITH_QEMU_LOCK_GUARD(&guest.lock) {
+        xenforeignmemory_unmap(guest.fmem, store->pin, 1);
     }
+    g_free(store);
+}
+
+/* Which of @n gfns of @domid share their page?  With the lock held. */
+static void find_shared(uint32_t domid, const uint64_t *gfns, unsigned n,
+                        bool *shared)
+{
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        xen_calls_count(&guest.calls, domid, gfns[i]);
+    }
+    xen_calls_make(&guest.calls);
+    for (i = 0; i < n; i++) {
+        shared[i] = guest.calls.rc[i] >= 1;
+    }
+}
+
+/* Map frames; all of them, or NULL with errno set.  With the lock held. */
+static void *map_frames(DedupStore *store, const uint64_t *gfns, unsigned n)
+{
+    int errs[DEDUP_BATCH] = { 0 };
+    void *window = xenforeignmemory_map(guest.fmem, store->domid, PROT_READ, n,
+                                        gfns, errs);
+    unsigned i;
+
+    xen_memshr_count_calls(&guest, n, 3);   /* mmap, ioctl, and munmap later */
+    for (i = 0; window && i < n; i++) {
+        if (errs[i]) {
+            xenforeignmemory_unmap(guest.fmem, window, n);
+            errno = EFAULT;
+            window = NULL;
+        }
+    }
+    return window;
+}
+
+/* At most DEDUP_BATCH frames. */
+static int copy_some(DedupStore *store, uint32_t slot, size_t skip, void *buf,
+                     size_t bytes)
+{
+    unsigned i, n = DIV_ROUND_UP(skip + bytes, XC_PAGE_SIZE);
+    uint64_t gfns[DEDUP_BATCH];
+    bool shared[DEDUP_BATCH];
+    char *window;
+
+    for (i = 0; i < n; i++) {
+        gfns[i] = xen_store_gfn(slot + i);
+    }
+    QEMU_LOCK_GUARD(&guest.lock);
+    window = map_frames(store, gfns, n);
+    if (!window) {
+        return -errno;
+    }
+    memcpy(buf, window + skip, bytes);
+    xenforeignmemory_unmap(guest.fmem, window, n);
+    /* a daemon zeroes no frame before it is unshared, and seals none again */
+    find_shared(store->domid, gfns, n, shared);
+    for (i = 0; i < n; i++) {
+        if (!shared[i]) {
+            return -ESTALE;
+        }
+    }
+    return 0;
+}
+
+static int xen_store_copy(DedupStore *store, uint32_t slot, size_t skip,
+                          void *buf, size_t bytes)
+{
+    size_t some;
+    int ret = 0;
+
+    while (bytes && !ret) {
+        slot += skip / XC_PAGE_SIZE;
+        skip %= XC_PAGE_SIZE;
+        some = MIN(bytes, DEDUP_BATCH * XC_PAGE_SIZE - skip);
+        ret = copy_some(store, slot, skip, buf, some);
+        buf = (char *)buf + some;
+        bytes -= some;
+        skip += some;
+    }
+    return ret;
+}
+
+/* Who wants to know which frames the guest has. */
+typedef struct Asker {
+    void (*used)(void *opaque, uint32_t slot);
+    void *opaque;
+} Asker;
+
+static void look_at_gfns(void *opaque, const uint64_t *gfns,
+                         const uint32_t *slots, unsigned n, bool *gone)
+{
+    bool shared[DEDUP_BATCH];
+    Asker *a = opaque;
+    unsigned i;
+
+    WITH_QEMU_LOCK_GUARD(&guest.lock) {
+        find_shared(xen_domid, gfns, n, shared);
+    }
+    for (i = 0; i < n; i++) {
+        gone[i] = !shared[i];
+        if (shared[i]) {
+            a->used(a->opaque, slots[i]);
+        }
+    }
+}
+
+static void xen_store_each_used(DedupStore *store,
+                                void (*used)(void *opaque, uint32_t slot),
+                                void *opaque)
+{
+    Asker a = { .used = used, .opaque = opaque };
+
+    xen_memshr_gfns_each(store, DEDUP_BATCH, look_at_gfns, &a);
 }
 
 /* --- which guest pages can be replaced ----------------------------------- */
 
-static bool xen_store_resolve(DedupStore *s, MemoryRegion *mr,
-                              uint64_t offset, DedupDest *dest)
+static bool xen_store_resolve(MemoryRegion *mr, uint64_t offset,
+                              DedupDest *dest)
 {
     /*
      * The guest's main memory, whose offsets are guest physical addresses;
@@ -137,7 +242,7 @@ static bool xen_store_resolve(DedupStore *s, MemoryRegion *mr,
 }
 
 /* Can there be a page?  It would cost memory to remember others. */
-static bool gfn_exists(DedupStore *s, uint64_t gfn)
+static bool gfn_exists(XenGuest *s, uint64_t gfn)
 {
     xen_pfn_t max;
 
@@ -155,7 +260,7 @@ static bool gfn_exists(DedupStore *s, uint64_t gfn)
 }
 
 /* Is @gfn the guest's main memory, as far as QEMU knows?  Xen has the say. */
-static bool gfn_is_ram(DedupStore *s, uint64_t gfn, DedupDest *dest)
+static bool gfn_is_ram(XenGuest *s, uint64_t gfn, DedupDest *dest)
 {
     MemoryRegionSection section;
     bool ok;
@@ -170,14 +275,15 @@ static bool gfn_is_ram(DedupStore *s, uint64_t gfn, DedupDest *dest)
         return false;
     }
     ok = int128_eq(section.size, int128_make64(XC_PAGE_SIZE)) &&
-         xen_store_resolve(s, section.mr, section.offset_within_region, dest);
+         xen_store_resolve(section.mr, section.offset_within_region, dest);
     memory_region_unref(section.mr);
     return ok;
 }
 
-static bool xen_store_resolve_grant(DedupStore *s, uint32_t ref, uint16_t peer,
+static bool xen_store_resolve_grant(uint32_t ref, uint16_t peer,
                                     DedupDest *dest)
 {
+    XenGuest *s = xen_memshr_guest();
     uint64_t gfn;
     bool ok;
 
@@ -193,202 +299,38 @@ static bool xen_store_resolve_grant(DedupStore *s, uint32_t ref, uint16_t peer,
     return true;
 }
 
-static void xen_store_grants_changed(DedupStore *s)
+static void xen_store_grants_changed(void)
 {
+    XenGuest *s = xen_memshr_guest();
+
     QEMU_LOCK_GUARD(&s->lock);
     xen_memshr_grants_close(s);
 }
 
-/* --- filling ------------------------------------------------------------- */
+/* --- the ops -------------------------------------------------------------- */
 
-static void slots_to_gfns(const uint32_t *slots, unsigned n, xen_pfn_t *gfns)
+static void xen_store_counters(DedupStore *store, DedupStoreCounters *c)
 {
-    unsigned i;
-
-    for (i = 0; i < n; i++) {
-        gfns[i] = xen_store_gfn(slots[i]);
-    }
-}
-
-/* Map frames; all of them, or NULL with errno set. */
-static void *map_frames(DedupStore *s, const xen_pfn_t *gfns, unsigned n,
-                        int prot)
-{
-    int errs[DEDUP_BATCH] = { 0 };
-    void *window = xenforeignmemory_map(s->fmem, s->domain.domid, prot, n,
-                                        gfns, errs);
-    unsigned i;
-
-    xen_memshr_count_calls(s, n, 3);    /* mmap, ioctl, and munmap later */
-    for (i = 0; window && i < n; i++) {
-        if (errs[i]) {
-            xenforeignmemory_unmap(s->fmem, window, n);
-            errno = EFAULT;
-            window = NULL;
-        }
-    }
-    return window;
-}
-
-/* Copy @buf into the frames, through a mapping that ends before they seal. */
-static int write_frames(DedupStore *s, const xen_pfn_t *gfns, unsigned n,
-                        const void *buf)
-{
-    void *window = map_frames(s, gfns, n, PROT_READ | PROT_WRITE);
-
-    if (!window) {
-        return -errno;
-    }
-    memcpy(window, buf, (size_t)n * XC_PAGE_SIZE);
-    return xenforeignmemory_unmap(s->fmem, window, n) ? -errno : 0;
-}
-
-static int seal_frames(DedupStore *s, const xen_pfn_t *gfns, unsigned n,
-                       uint64_t *words)
-{
-    int ret = 0;
-    unsigned i;
-
-    for (i = 0; i < n; i++) {
-        xen_calls_nominate(&s->calls, s->domain.domid, gfns[i]);
-    }
-    xen_calls_make(&s->calls);
-    for (i = 0; i < n; i++) {
-        ret = ret ?: s->calls.rc[i];
-        words[i] = xen_calls_handle(&s->calls, i);
-    }
-    return ret;
-}
-
-/* Returns how many of the frames, from the first on, are gone. */
-static unsigned remove_frames(DedupStore *s, xen_pfn_t *gfns, unsigned n)
-{
-    int rc = xc_domain_decrease_reservation(s->xc, s->domain.domid, n, 0,
-                                            gfns);
-
-    xen_memshr_count_calls(s, 1, 1);
-    return MAX(rc, 0);
-}
-
-static int xen_store_fill(DedupStore *s, const uint32_t *slots, unsigned n,
-                          const void *buf, uint64_t *words)
-{
-    xen_pfn_t gfns[DEDUP_BATCH];
-    int made, ret;
-
-    QEMU_LOCK_GUARD(&s->lock);
-    slots_to_gfns(slots, n, gfns);
-    xen_memshr_count_calls(s, 1, 1);
-    made = xc_domain_populate_physmap(s->xc, s->domain.domid, n, 0, 0, gfns);
-    if (made < (int)n) {
-        ret = -ENOMEM;
-    } else {
-        ret = write_frames(s, gfns, n, buf);
-        ret = ret ?: seal_frames(s, gfns, n, words);
-    }
-    if (ret && made > 0 && remove_frames(s, gfns, made) != made) {
-        ret = -ENOTRECOVERABLE;
-    }
-    trace_xen_memshr_fill(n, ret ? 0 : n);
-    return ret;
-}
-
-static unsigned xen_store_evict(DedupStore *s, const uint32_t *slots,
-                                unsigned n)
-{
-    xen_pfn_t gfns[DEDUP_BATCH];
-
-    QEMU_LOCK_GUARD(&s->lock);
-    slots_to_gfns(slots, n, gfns);
-    return remove_frames(s, gfns, n);
-}
-
-/*
- * A frame that nobody shares has one reference, the store domain's.  Whatever
- * else Xen says, the frame stays.
- */
-static uint64_t xen_store_in_use(DedupStore *s, const uint32_t *slots,
-                                 unsigned n)
-{
-    uint64_t used = 0;
-    unsigned i;
-
-    QEMU_LOCK_GUARD(&s->lock);
-    for (i = 0; i < n; i++) {
-        xen_calls_count(&s->calls, s->domain.domid, xen_store_gfn(slots[i]));
-    }
-    xen_calls_make(&s->calls);
-    for (i = 0; i < n; i++) {
-        used |= (uint64_t)(s->calls.rc[i] != 1) << i;
-    }
-    return used;
-}
-
-/* Is there a page?  Without one it cannot be mapped. */
-static bool is_populated(DedupStore *s, xen_pfn_t gfn)
-{
-    void *window = map_frames(s, &gfn, 1, PROT_READ);
-
-    if (window) {
-        xenforeignmemory_unmap(s->fmem, window, 1);
-    }
-    return window;
-}
-
-static bool xen_store_recover(DedupStore *s, uint32_t slot)
-{
-    xen_pfn_t gfn = xen_store_gfn(slot);
-
-    QEMU_LOCK_GUARD(&s->lock);
-    return !is_populated(s, gfn) ||
-           (remove_frames(s, &gfn, 1) == 1 && !is_populated(s, gfn));
-}
-
-/* Sealed frames may be mapped by anyone who only reads them. */
-static int xen_store_peek(DedupStore *s, const uint32_t *slots, unsigned n,
-                          void *buf)
-{
-    xen_pfn_t gfns[DEDUP_BATCH];
-    void *window;
-
-    QEMU_LOCK_GUARD(&s->lock);
-    slots_to_gfns(slots, n, gfns);
-    window = map_frames(s, gfns, n, PROT_READ);
-    if (!window) {
-        return -errno;
-    }
-    memcpy(buf, window, (size_t)n * XC_PAGE_SIZE);
-    return xenforeignmemory_unmap(s->fmem, window, n) ? -errno : 0;
-}
-
-static void xen_store_counters(DedupStore *s, DedupStoreCounters *c)
-{
-    QEMU_LOCK_GUARD(&s->lock);
-    *c = s->counters;
-    c->hypercalls = s->calls.hypercalls + s->other_hypercalls;
-    c->system_calls = s->calls.system_calls + s->other_system_calls;
+    QEMU_LOCK_GUARD(&guest.lock);
+    *c = guest.counters;
+    c->hypercalls = guest.calls.hypercalls + guest.other_hypercalls;
+    c->system_calls = guest.calls.system_calls + guest.other_system_calls;
 }
 
 static const DedupStoreOps xen_store_ops = {
     .kind = DEDUP_SHARE_STORE_XEN,
-    .has_words = true,
     .applies = xen_memshr_applies,
     .probe = xen_memshr_probe,
-    .host_frames = xen_store_host_frames,
-    .open = xen_store_open,
-    .close = xen_store_close,
-    .reap = xen_store_reap,
+    .attach = xen_store_attach,
+    .detach = xen_store_detach,
+    .copy = xen_store_copy,
     .resolve = xen_store_resolve,
     .resolve_grant = xen_store_resolve_grant,
     .grants_changed = xen_store_grants_changed,
     .held = xen_memshr_held,
     .let_go = xen_memshr_let_go,
-    .fill = xen_store_fill,
-    .peek = xen_store_peek,
     .give = xen_memshr_give,
-    .in_use = xen_store_in_use,
-    .evict = xen_store_evict,
-    .recover = xen_store_recover,
+    .each_used = xen_store_each_used,
     .counters = xen_store_counters,
 };
 

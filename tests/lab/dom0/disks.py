@@ -29,8 +29,10 @@ class Disk:
                  throttle=None):
         self.image = image
         self.filter = filter
+        # the emulated host is slow
         self.options = {"group": group, "store": store,
-                        "store-size": store_size, **(options or {})}
+                        "store-size": store_size, "timeout": 60,
+                        **(options or {})}
         self.throttle = throttle
         self.number = self.overlay = self.drive = None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rules for a device model whose calls to Xen are to fail; see labfault.c."""
+"""Rules for a program whose calls to Xen are to fail; see labfault.c."""
 import ctypes
 import mmap
 from ctypes import c_int32, c_uint32
@@ -18,7 +18,7 @@ class Rule(ctypes.Structure):
 
 
 class Faults:
-    """Give it to a guest: lab.tiny("g1", faults=Faults("g1"))."""
+    """Give it to a guest, as lab.tiny("g1", faults=Faults("g1")), or a store."""
 
     def __init__(self, name):
         self.path = SCRATCH / f"{name}.fault"
@@ -27,9 +27,13 @@ class Faults:
             self.memory = mmap.mmap(f.fileno(), mmap.PAGESIZE)
         self.rules = (Rule * RULES).from_buffer(self.memory)
 
+    def variables(self):
+        return {"LABFAULT": str(self.path),
+                "LD_PRELOAD": "/t/bin/labfault.so"}
+
     def environment(self):
-        return (f"export LABFAULT={self.path} "
-                "LD_PRELOAD=/t/bin/labfault.so")
+        return "export " + " ".join(f"{name}={value}" for name, value
+                                    in self.variables().items())
 
     def set(self, *rules):
         """Each rule: a kind, and fields of Rule.  None: no faults."""

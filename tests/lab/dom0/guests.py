@@ -122,6 +122,12 @@ class Guest:
     def connect(self):
         """Called once the domain exists."""
 
+    def groups(self):
+        """The groups of its filters."""
+        return {disk.options["group"] for disk in self.disks
+                if getattr(disk, "filter", False) and
+                disk.options["store"] == "xen"}
+
     # life
 
     def kind(self):
@@ -169,6 +175,8 @@ class Guest:
             self.boot.prepare(self.name, 0)
         for number, disk in enumerate(self.disks, 1):
             disk.prepare(self.name, number)
+        for group in self.groups():
+            self.lab.need_store(group)
         for stale in (self.qmp_path, self.serial_path):
             stale.unlink(missing_ok=True)
         done = subprocess.run(["xl", "create", "-e", self.write_config()],
@@ -404,13 +412,18 @@ class PvGuest(LinuxGuest):
     """
     platform_pci = 1
 
-    def __init__(self, *args, filter="group=default,store=xen", keep=False,
-                 **kwargs):
+    def __init__(self, *args, filter="group=default,store=xen,timeout=60",
+                 keep=False, **kwargs):
         if keep:
             self.boot_image = "linux-both-boot.img"
         super().__init__(*args, **kwargs)
+        self.filter = filter
         if filter:
             self.dm_args += ["-global", f"xen-disk.dedup-share={filter}"]
+
+    def groups(self):
+        fields = dict(f.split("=") for f in (self.filter or "").split(",") if f)
+        return super().groups() | ({fields["group"]} if fields else set())
 
 
 class Terminal:

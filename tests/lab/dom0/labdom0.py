@@ -16,6 +16,7 @@ from disks import (IMAGES, SCRATCH, BootDisk, Disk, PvDisk,  # noqa: F401
                    RawBlockdevs)
 from guests import QEMU, LinuxGuest, PvGuest, PvhGuest
 from labxen import Xen
+from storedaemon import StoreDaemon
 from tiny import DATA_GFN, END_GFN, PAGE, TinyGuest, pages_of  # noqa: F401
 
 IMAGES_STAT = Path("/sys/block/vdc/stat")
@@ -36,6 +37,25 @@ class Lab:
         self.emit = emit
         self.xen = Xen()
         self.start = time.monotonic()
+        self.stores = {}                # group: its daemon
+
+    # store daemons; they are killed when the scenario ends
+
+    def store(self, group="default", **options):
+        """Start the store daemon of a group, as a service of dom0 would be."""
+        self.stores[group] = StoreDaemon(self, group, **options).start()
+        return self.stores[group]
+
+    def need_store(self, group):
+        """A guest of the group is about to start."""
+        if group not in self.stores:
+            self.store(group)
+
+    def end_stores(self):
+        """End all store daemons; their store domains go with them."""
+        for daemon in self.stores.values():
+            self.equal(daemon.end(), 0, f"exit code of {daemon.group}'s store")
+        self.stores = {}
 
     # guests; they are destroyed when the scenario ends
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Faults for a device model, preloaded into it: single operations that it asks
- * of Xen fail or are late.  All others are made, by the real Xen.
+ * Faults for a device model, or a store daemon, preloaded into it: single
+ * operations that it asks of Xen fail or are late.  All others are made, by the real Xen.
  *
  * The file that $LABFAULT names holds the rules, which the scenario changes
  * while the device model runs; faults.py has the other end.
@@ -99,7 +99,7 @@ static bool from_program(const void *caller)
 {
     Dl_info info;
 
-    return dladdr(caller, &info) && strstr(info.dli_fname, "qemu-system");
+    return dladdr(caller, &info) && strstr(info.dli_fname, "/qemu-");
 }
 
 int xencall2(xencall_handle *xcall, unsigned int op, uint64_t arg1,

@@ -9,7 +9,7 @@ from dedup import Change, flat, stats
 
 AROUND_SECONDS = 60
 PAGE = 4096
-STORE_GFN = 0x10000             # of slot 0, see hw/xen/memshr/memshr.h
+STORE_GFN = 0x10000             # of slot 0, see include/dedup-store/xen-calls.h
 SPARE_SLOTS = 256               # slots that were taken and given back
 
 FIGURES = {
@@ -58,10 +58,15 @@ def of(guest):
     return stats(guest, guest.disks[0].node)
 
 
-def idle_frames(lab, guests):
+def frames(lab):
+    """Frames that the store has."""
+    return sum(lab.stores["default"].frames())
+
+
+def idle_frames(lab):
     """Frames of the store that no guest shares, as Xen counts references."""
     store = lab.xen.domid("dedup-share-default")
-    used = of(guests[0])["store-stats"]["frames"] + SPARE_SLOTS
+    used = frames(lab) + SPARE_SLOTS
     return sum(lab.xen.references(store, gfn) == 1 for gfn
                in range(STORE_GFN, STORE_GFN + used))
 
@@ -75,9 +80,9 @@ def read_all(lab, guest):
     return lab.image_bytes() - before, found == lab.digest()
 
 
-def sharing(lab, guests, possible, freed_before):
+def sharing(lab, possible, freed_before):
     freed = lab.xen.freed() - freed_before
-    idle = idle_frames(lab, guests)
+    idle = idle_frames(lab)
     return freed, idle, round((freed - idle) / possible, 4)
 
 
@@ -145,14 +150,14 @@ def run(lab, guests):
     one, two = guests
     changes = [Change(g, g.disks[0].node) for g in guests]
     freed_before = lab.xen.freed()      # by what the boots read
-    frames_before = of(one)["store-stats"]["frames"]
+    frames_before = frames(lab)
 
     first, ok1 = read_all(lab, one)
     lab.note(f"{one.name} has read {first} bytes of the image")
     second, ok2 = read_all(lab, two)
     lab.note(f"{two.name} has read {second} bytes of the image")
     possible = possible_pages(changes)
-    freed, idle, ratio = sharing(lab, guests, possible, freed_before)
+    freed, idle, ratio = sharing(lab, possible, freed_before)
     given = changes[1].of("given-fresh", "fresh-hypercalls",
                           "give-system-calls", "blocks-given",
                           "give-hypercalls")
@@ -167,8 +172,7 @@ def run(lab, guests):
         "idle_frames": idle,
         "possible_pages": possible,
         "shared_ratio": ratio,
-        "net_saved_pages": freed + frames_before -
-        of(one)["store-stats"]["frames"],
+        "net_saved_pages": freed + frames_before - frames(lab),
         "copied": [c.of("blocks-copied") for c in changes],
         "bytes_passed": [c.of("bytes-passed") for c in changes],
         "net_possible_pages": possible // 2,
@@ -182,8 +186,7 @@ def run(lab, guests):
     }
     lab.note(f"shared {ratio} of the possible; a minute of other DMA")
     figures["around"] = dma_around(lab, guests)
-    figures["shared_ratio_later"] = sharing(lab, guests, possible,
-                                            freed_before)[2]
+    figures["shared_ratio_later"] = sharing(lab, possible, freed_before)[2]
     figures["isolation_ok"] = overwrite(lab, two, one)
     again = [g.digest() == lab.digest() for g in guests]
     figures["checksums_ok"] = ok1 and ok2 and all(again)

@@ -3,18 +3,16 @@
 import json
 import os
 import subprocess
-from pathlib import Path
 
 from disks import IMAGES
 from guests import qemu_command
+from storedaemon import SOCKETS
 
-INDEX_DIR = Path("/run/qemu-dedup-share")
 
 
 def listing(lab):
     """All that dedup-share could leave behind: files, and domains."""
-    files = sorted(str(p) for p in INDEX_DIR.rglob("*")) \
-        if INDEX_DIR.exists() else []
+    files = sorted(str(p) for p in SOCKETS.rglob("*"))
     return files, sorted(lab.xen.domains())
 
 
@@ -47,8 +45,11 @@ def run(domid, options, extra=()):
     return done.returncode, done.stderr, stats[0][0] if stats else None
 
 
-def refused(lab, domid, options, words, extra=()):
-    """One clear error with these words, nothing left; with auto, a warning."""
+def refused(lab, domid, options, words, extra=(), always=False):
+    """One clear error with these words, nothing left; with auto, a warning.
+
+    always: what the user has said is wrong, so it is an error with auto, too.
+    """
     before = listing(lab)
     code, text, _ = run(domid, f",store=xen{options}", extra)
     lab.check(code != 0, f"refused: {options or words}")
@@ -60,6 +61,10 @@ def refused(lab, domid, options, words, extra=()):
 
     if not domid:
         return                  # auto has the Linux store then
+    if always:
+        code, text, _ = run(domid, f",store=auto{options}", extra)
+        lab.check(code and words[0] in text, "auto: an error, too")
+        return
     code, text, stats = run(domid, f",store=auto{options}", extra)
     lab.equal((code, text.count("warning:")), (0, 1), "auto: one warning")
     lab.equal(stats["store"], "off", "auto: requests pass through")

@@ -20,12 +20,13 @@ class StoreDaemon:
     """qemu-dedup-store of a group; frames is how many its store has."""
 
     def __init__(self, lab, group="default", frames=None, store="xen",
-                 options=()):
+                 options=(), faults=None):
         self.lab, self.group = lab, group
         self.socket = SOCKETS / f"{group}.sock"
         self.arguments = ["--group", group, "--store", store, *options]
         if frames:
             self.arguments += ["--size", str(frames * FRAME_SIZE)]
+        self.faults = faults
         self.process = None
 
     @staticmethod
@@ -34,8 +35,11 @@ class StoreDaemon:
 
     def start(self):
         log = open(self.lab.logs / f"store-{self.group}.log", "a")
+        env = self.environment()
+        if self.faults:
+            env |= self.faults.variables()
         self.process = subprocess.Popen(
-            [PROGRAM, *self.arguments], env=self.environment(),
+            [PROGRAM, *self.arguments], env=env,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         end = time.monotonic() + 30
         while not self.is_up():
@@ -60,6 +64,11 @@ class StoreDaemon:
 
     def status(self):
         return json.loads(self.run("status", "--json"))
+
+    def frames(self):
+        """What the store has: frames that are used, and idle ones."""
+        s = self.status()
+        return s["frames-used"], s["frames-idle"]
 
     def client(self):
         return Client(str(self.socket))

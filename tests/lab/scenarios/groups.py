@@ -38,4 +38,5 @@ def run(lab):
               "there it shares with the first guest")
     one.destroy()
     two.destroy()
+    lab.end_stores()
     lab.eventually(lambda: not lab.strangers(), "all is gone")

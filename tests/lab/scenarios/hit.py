@@ -65,6 +65,7 @@ def check_end(lab, one, two):
     two.read_pages(116, range(0x900, 0x910))
     two.expect_blocks(range(0x900, 0x910), 116, "a miss of the survivor")
     two.destroy()
+    lab.end_stores()
     lab.eventually(lambda: not lab.strangers(),
                    "guests and store domain are gone")
     lab.eventually(lambda: lab.xen.freed() == 0, "nothing is shared")

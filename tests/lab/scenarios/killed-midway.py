@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A device model is killed at each step of a read; the others go on."""
+"""A device model, or the daemon, is killed at each step of a read."""
+import signal
+
 import faults as f
 from dedup import Change
 from faults import Faults
@@ -12,13 +14,17 @@ GFNS = range(DATA_GFN, DATA_GFN + N)
 MISS = 5000
 # a step, which one of the read, and the read: a miss, a hit, onto shared pages
 STEPS = (
-    ("before frames are made", f.STORE_POPULATE, 0, "miss"),
-    ("before they are mapped to be filled", f.STORE_MAP, 0, "miss"),
-    ("before they are sealed", f.NOMINATE, 0, "miss"),
+    ("when it has asked", f.NOMINATE, 0, "miss"),
     ("before pages are nominated", f.NOMINATE, 0, "hit"),
     ("before frames are shared onto them", f.SHARE, 0, "hit"),
     ("before pages are made private", f.PRIVATE, 0, "again"),
     ("before frames are shared onto those", f.SHARE, 0, "again"),
+)
+# of the daemon, at a miss
+STORE_STEPS = (
+    ("before frames are made", f.STORE_POPULATE),
+    ("before they are mapped to be filled", f.STORE_MAP),
+    ("before they are sealed", f.NOMINATE),
 )
 
 
@@ -42,6 +48,33 @@ def run(lab):
         two.read_pages(MISS + i * N, GFNS)
         two.expect_blocks(GFNS, MISS + i * N, "a guest that came later")
         lab.equal(two.shared(), N, "it shares")
+    two.destroy()               # its frames would keep the old store domain
+    lab.end_stores()
+    for i, step in enumerate(STORE_STEPS):
+        kill_store(lab, one, MISS + 1000 + i * N, *step)
+
+
+def kill_store(lab, one, block, what, kind):
+    """The daemon dies within a fill; the guest's read goes on without it."""
+    broken = Faults("store")
+    store = lab.store(faults=broken)
+    change = Change(one)
+
+    def shares():
+        one.read_pages(200, GFNS)
+        return change.of("blocks-given") > 0
+    lab.eventually(shares, "the daemon is found")
+    broken.set((kind, {"delay_ms": 60000, "count": 1}))
+    one.start_read(block * 8, pages_of(GFNS))
+    lab.eventually(lambda: broken.done()[0], "it is there")
+    store.end(signal.SIGKILL)
+    one.finish_read()
+    one.expect_blocks(GFNS, block, f"the daemon was killed {what}")
+    lab.store()
+    lab.eventually(lambda: not [n for n in lab.strangers().values()
+                                if n.endswith("-draining")],
+                   "the old store domain is gone")
+    lab.end_stores()
 
 
 def kill(lab, name, kind, skip, block, again):

@@ -14,7 +14,7 @@ READ = "find /mnt -type f | sort | xargs cat | wc -c"
 
 def run(lab):
     table = {}
-    for filter in ("group=default,store=xen", None):
+    for filter in ("group=default,store=xen,timeout=60", None):
         guests = [lab.pvh(f"{'with' if filter else 'out'}{i}",
                           [PvDisk("files")], filter=filter,
                           faults=Counts(f"{'with' if filter else 'out'}{i}"))
