@@ -8,10 +8,11 @@
  * include/block/dedup-share.h), and then the guest gets shared frames instead
  * of copies, and no I/O where another guest has read the block before.
  *
- * This file: options, permissions, and the announcing of writes.  Which image
- * of the chain owns a block is found out in chain.c, what is offered comes in
- * by offer.c, what need not be by direct.c, and what is done with the blocks is
- * the engine's.
+ * This file: options, and requests.  Which images of the chain take part is
+ * found out in chain.c; what is offered comes in by offer.c, all else by
+ * direct.c.  Which frames hold the blocks is asked of the group's store daemon
+ * (asked.c), or found by handing over what was read (put.c); placed.c puts them
+ * where they are wanted.
  */
 
 #include "qemu/osdep.h"
@@ -55,10 +56,8 @@ static QemuOptsList dedup_share_opts = {
           .help = "seconds that the store daemon may be silent (default: 2)" },
         { .name = "admission", .type = QEMU_OPT_STRING,
           .help = "first-read or second-read (default: first-read)" },
-        { .name = "index-dir", .type = QEMU_OPT_STRING,
-          .help = "Xen: tmpfs directory of the groups" },
         { .name = "socket", .type = QEMU_OPT_STRING,
-          .help = "Linux: where the group's store daemon listens" },
+          .help = "where the group's store daemon listens" },
         { .name = "x-copy", .type = QEMU_OPT_BOOL,
           .help = "for tests: share by copies, in programs without a guest" },
         { /* end of list */ }
@@ -68,7 +67,6 @@ static QemuOptsList dedup_share_opts = {
 static void options_free(DedupShareOptions *o)
 {
     g_free(o->group);
-    g_free(o->index_dir);
     g_free(o->socket);
     g_free(o->path);
     memset(o, 0, sizeof(*o));
@@ -122,7 +120,6 @@ static bool options_parse(QDict *options, DedupShareOptions *o, Error **errp)
     if (ok) {
         *o = (DedupShareOptions) {
             .group = g_strdup(qemu_opt_get(opts, "group") ?: "default"),
-            .index_dir = g_strdup(qemu_opt_get(opts, "index-dir")),
             .socket = g_strdup(qemu_opt_get(opts, "socket")),
             .store = kind,
             .admission = admission,
@@ -156,67 +153,13 @@ static void dedup_share_drain_end(BlockDriverState *bs)
     qatomic_store_release(&s->drained, false);
 }
 
-/* Writes: all that changes what is read */
-
-static void write_begin(BlockDriverState *bs, DedupRange *w, int64_t offset,
-                        int64_t bytes)
-{
-    BDRVDedupShareState *s = bs->opaque;
-
-    trace_dedup_share_write(bs, offset, bytes);
-    dedup_write_begin(s->tracker, w, offset, bytes);
-    if (s->nlayers && s->layers[0].own) {
-        dedup_own_change(s->layers[0].own, offset, bytes);
-    }
-}
-
-static void write_end(BlockDriverState *bs, DedupRange *w)
-{
-    BDRVDedupShareState *s = bs->opaque;
-
-    dedup_write_end(s->tracker, w);
-}
-
-/*
- * Read from the store, by copying, if it holds all the blocks: parts of blocks,
- * and what no page is offered for, then cost no I/O either.
- */
-bool coroutine_fn dedup_copy_from_store(BlockDriverState *bs, int64_t offset,
-                                        int64_t bytes, QEMUIOVector *qiov,
-                                        size_t qiov_offset)
-{
-    BDRVDedupShareState *s = bs->opaque;
-    uint64_t first = offset / DEDUP_BLOCK_SIZE;
-    uint64_t n = dedup_count_blocks(offset, bytes);
-    g_autofree DedupBlock *blocks = NULL;
-    g_autofree uint8_t *buf = NULL;
-    unsigned i;
-
-    if (!s->group || !bytes || n > DEDUP_BATCH) {
-        return false;
-    }
-    blocks = g_new0(DedupBlock, n);
-    for (i = 0; i < n; i++) {
-        blocks[i].number = first + i;
-    }
-    dedup_find_owners(bs, blocks, n);
-    buf = g_malloc(n * DEDUP_BLOCK_SIZE);
-    if (!dedup_engine_copy(s->group, blocks, n, buf)) {
-        return false;
-    }
-    qemu_iovec_from_buf(qiov, qiov_offset, buf + offset % DEDUP_BLOCK_SIZE,
-                        bytes);
-    stat64_add(&s->counters.copied, n);
-    return true;
-}
-
 int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
                       QEMUIOVector *qiov, BdrvRequestFlags flags)
 {
     BDRVDedupShareState *s = bs->opaque;
 
-    if ((s->group || s->client) && !dedup_layers_take_part(s)) {
+    if (s->client && !dedup_layers_take_part(s)) {
         dedup_count_skipped(s, dedup_count_blocks(offset, bytes),
                             DEDUP_NO_LAYER);
     } else if (s->client && !dedup_client_is_up(s->client)) {
@@ -227,13 +170,6 @@ dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
                             DEDUP_UNMATCHED);
     } else if (s->client && !(flags & ~BDRV_REQ_REGISTERED_BUF)) {
         return dedup_read_direct(bs, offset, bytes, qiov, flags);
-    } else if (s->group && !(flags & ~BDRV_REQ_REGISTERED_BUF)) {
-        if (s->group->ops->by_host) {
-            return dedup_read_direct(bs, offset, bytes, qiov, flags);
-        }
-        if (dedup_copy_from_store(bs, offset, bytes, qiov, 0)) {
-            return 0;
-        }
     }
     stat64_add(&s->counters.bytes_passed, bytes);
     return bdrv_co_preadv(bs->file, offset, bytes, qiov, flags);
@@ -243,13 +179,7 @@ static int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_pwritev(BlockDriverState *bs, int64_t offset, int64_t bytes,
                        QEMUIOVector *qiov, BdrvRequestFlags flags)
 {
-    DedupRange w;
-    int ret;
-
-    write_begin(bs, &w, offset, bytes);
-    ret = bdrv_co_pwritev(bs->file, offset, bytes, qiov, flags);
-    write_end(bs, &w);
-    return ret;
+    return bdrv_co_pwritev(bs->file, offset, bytes, qiov, flags);
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -264,25 +194,13 @@ static int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset,
                              int64_t bytes, BdrvRequestFlags flags)
 {
-    DedupRange w;
-    int ret;
-
-    write_begin(bs, &w, offset, bytes);
-    ret = bdrv_co_pwrite_zeroes(bs->file, offset, bytes, flags);
-    write_end(bs, &w);
-    return ret;
+    return bdrv_co_pwrite_zeroes(bs->file, offset, bytes, flags);
 }
 
 static int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
 {
-    DedupRange w;
-    int ret;
-
-    write_begin(bs, &w, offset, bytes);
-    ret = bdrv_co_pdiscard(bs->file, offset, bytes);
-    write_end(bs, &w);
-    return ret;
+    return bdrv_co_pdiscard(bs->file, offset, bytes);
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -290,15 +208,7 @@ dedup_share_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
                         PreallocMode prealloc, BdrvRequestFlags flags,
                         Error **errp)
 {
-    int64_t old = bs->total_sectors * BDRV_SECTOR_SIZE;
-    int64_t from = ROUND_DOWN(MIN(old, offset), DEDUP_BLOCK_SIZE);
-    DedupRange w;
-    int ret;
-
-    write_begin(bs, &w, from, INT64_MAX - from);
-    ret = bdrv_co_truncate(bs->file, offset, exact, prealloc, flags, errp);
-    write_end(bs, &w);
-    return ret;
+    return bdrv_co_truncate(bs->file, offset, exact, prealloc, flags, errp);
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -319,27 +229,14 @@ dedup_share_co_copy_range_to(BlockDriverState *bs, BdrvChild *src,
                              BdrvRequestFlags read_flags,
                              BdrvRequestFlags write_flags)
 {
-    DedupRange w;
-    int ret;
-
-    write_begin(bs, &w, dst_offset, bytes);
-    ret = bdrv_co_copy_range_to(src, src_offset, bs->file, dst_offset, bytes,
-                                read_flags, write_flags);
-    write_end(bs, &w);
-    return ret;
+    return bdrv_co_copy_range_to(src, src_offset, bs->file, dst_offset, bytes,
+                                 read_flags, write_flags);
 }
 
 static int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_ioctl(BlockDriverState *bs, unsigned long int req, void *buf)
 {
-    DedupRange w;
-    int ret;
-
-    /* a SCSI command may write anywhere */
-    write_begin(bs, &w, 0, INT64_MAX);
-    ret = bdrv_co_ioctl(bs->file->bs, req, buf);
-    write_end(bs, &w);
-    return ret;
+    return bdrv_co_ioctl(bs->file->bs, req, buf);
 }
 
 static int coroutine_fn GRAPH_RDLOCK dedup_share_co_flush(BlockDriverState *bs)
@@ -363,18 +260,6 @@ static void coroutine_fn GRAPH_RDLOCK
 dedup_share_co_lock_medium(BlockDriverState *bs, bool locked)
 {
     bdrv_co_lock_medium(bs->file->bs, locked);
-}
-
-/* Another QEMU is about to take the image over, and may give it back. */
-static int GRAPH_RDLOCK dedup_share_inactivate(BlockDriverState *bs)
-{
-    BDRVDedupShareState *s = bs->opaque;
-
-    qatomic_set(&s->inactive, true);
-    if (s->nlayers && s->layers[0].own) {
-        dedup_own_change(s->layers[0].own, 0, INT64_MAX);
-    }
-    return 0;
 }
 
 /* The node */
@@ -402,13 +287,11 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
         options_free(&s->opts);
         return ret;
     }
-    if (!dedup_join(&s->opts, &s->group, &s->client, &s->reason, errp)) {
+    if (!dedup_join(&s->opts, &s->client, &s->reason, errp)) {
         options_free(&s->opts);
         return -EINVAL;
     }
     set_client(s, s->client);
-    dedup_tracker_init(&s->node_tracker);
-    s->tracker = &s->node_tracker;
     dedup_gather_init(&s->gather);
     dedup_buffers_init(s);
     s->drained = bs->quiesce_counter;
@@ -427,11 +310,8 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
     return 0;
 }
 
-static void leave(DedupGroup *group, DedupClient *client)
+static void leave(DedupClient *client)
 {
-    if (group) {
-        dedup_group_put(group);
-    }
     if (client) {
         dedup_client_put(client);
     }
@@ -442,31 +322,11 @@ static void dedup_share_close(BlockDriverState *bs)
     BDRVDedupShareState *s = bs->opaque;
 
     dedup_layers_drop(s);
-    leave(s->group, s->client);
-    dedup_tracker_destroy(&s->node_tracker);
+    leave(s->client);
     dedup_gather_destroy(&s->gather);
     dedup_buffers_destroy(s);
     g_free(s->reason);
     options_free(&s->opts);
-}
-
-static void GRAPH_RDLOCK
-dedup_share_child_perm(BlockDriverState *bs, BdrvChild *c, BdrvChildRole role,
-                       BlockReopenQueue *reopen_queue, uint64_t perm,
-                       uint64_t shared, uint64_t *nperm, uint64_t *nshared)
-{
-    BDRVDedupShareState *s = bs->opaque;
-
-    bdrv_default_perms(bs, c, role, reopen_queue, perm, shared, nperm,
-                       nshared);
-    if (perm & shared & BLK_PERM_WRITE) {
-        qatomic_set(&s->others_write, true);
-    }
-    /* permissions are computed before a reopen is committed */
-    if (s->reopen ? s->reopen->group : s->group) {
-        /* what others write we would not see */
-        *nshared &= ~(BLK_PERM_WRITE | BLK_PERM_RESIZE);
-    }
 }
 
 static bool reopen_check(const DedupShareOptions *old,
@@ -476,8 +336,6 @@ static bool reopen_check(const DedupShareOptions *old,
 
     if (strcmp(old->group, new->group)) {
         option = "group";
-    } else if (g_strcmp0(old->index_dir, new->index_dir)) {
-        option = "index-dir";
     } else if (old->has_size != new->has_size || old->size != new->size) {
         option = "store-size";
     } else if (g_strcmp0(old->socket, new->socket)) {
@@ -504,24 +362,23 @@ static int dedup_share_reopen_prepare(BDRVReopenState *state,
     }
     r->opts.path = g_strdup(s->opts.path);
     if (!reopen_check(&s->opts, &r->opts, errp) ||
-        !dedup_join(&r->opts, &r->group, &r->client, &r->reason, errp)) {
+        !dedup_join(&r->opts, &r->client, &r->reason, errp)) {
         options_free(&r->opts);
         return -EINVAL;
     }
-    state->opaque = s->reopen = g_steal_pointer(&r);
+    state->opaque = g_steal_pointer(&r);
     return 0;
 }
 
 static void reopen_end(BDRVReopenState *state)
 {
-    BDRVDedupShareState *s = state->bs->opaque;
     DedupShareReopen *r = state->opaque;
 
-    leave(r->group, r->client);
+    leave(r->client);
     g_free(r->reason);
     options_free(&r->opts);
     g_free(r);
-    s->reopen = state->opaque = NULL;
+    state->opaque = NULL;
 }
 
 static void dedup_share_reopen_commit(BDRVReopenState *state)
@@ -529,14 +386,12 @@ static void dedup_share_reopen_commit(BDRVReopenState *state)
     BDRVDedupShareState *s = state->bs->opaque;
     DedupShareReopen *r = state->opaque;
     DedupShareReopen old = {
-        .opts = s->opts, .group = s->group, .client = s->client,
-        .reason = s->reason,
+        .opts = s->opts, .client = s->client, .reason = s->reason,
     };
 
     /* the file may be another: all layers are found again when undrained */
     dedup_layers_drop(s);
     s->opts = r->opts;
-    s->group = r->group;
     set_client(s, r->client);
     s->reason = r->reason;
     s->putting = (DedupPutting) { 0 };
@@ -556,67 +411,9 @@ void dedup_share_leave(BlockDriverState *bs)
     GLOBAL_STATE_CODE();
     bdrv_drained_begin(bs);
     dedup_layers_drop(s);
-    leave(s->group, s->client);
-    s->group = NULL;
+    leave(s->client);
     set_client(s, NULL);
     bdrv_drained_end(bs);
-}
-
-/*
- * The group's index is damaged: join it anew.  What the guest holds of the old
- * store stays as it is.
- */
-static void rejoin(BlockDriverState *bs)
-{
-    BDRVDedupShareState *s = bs->opaque;
-    DedupGroup *old = s->group;
-    Error *err = NULL;
-
-    dedup_layers_drop(s);
-    g_free(s->reason);
-    if (!dedup_join(&s->opts, &s->group, &s->client, &s->reason, &err)) {
-        s->reason = g_strdup(error_get_pretty(err));
-        warn_reportf_err(err, "dedup-share: nothing will be shared: ");
-    }
-    dedup_group_put(old);
-}
-
-static bool is_damaged(BlockDriverState *bs)
-{
-    BDRVDedupShareState *s = bs->opaque;
-
-    return dedup_share_is(bs) && s->group && !s->reopen &&
-           dedup_index_is_damaged(&s->group->index);
-}
-
-/* Draining runs the main loop: nodes come and go meanwhile, and so may this. */
-static void groups_damaged(void)
-{
-    static bool running;
-    BlockDriverState *bs;
-    GSList *nodes = NULL, *n;
-
-    if (running) {
-        return;                 /* the thread asks again */
-    }
-    running = true;
-    for (bs = NULL; (bs = bdrv_next_all_states(bs)); ) {
-        if (is_damaged(bs)) {
-            bdrv_ref(bs);
-            nodes = g_slist_prepend(nodes, bs);
-        }
-    }
-    for (n = nodes; n; n = n->next) {
-        bs = n->data;
-        bdrv_drained_begin(bs);
-        if (bs->drv && is_damaged(bs)) {
-            rejoin(bs);
-        }
-        bdrv_drained_end(bs);
-        bdrv_unref(bs);
-    }
-    g_slist_free(nodes);
-    running = false;
 }
 
 DedupClient *dedup_share_client(const char *group)
@@ -642,7 +439,7 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs)
         return NULL;
     }
     return dedup_stats_new(bdrv_get_node_name(bs), s->opts.group, s->reason,
-                           s->group, s->client, &s->counters);
+                           s->client, &s->counters);
 }
 
 /*
@@ -650,8 +447,8 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs)
  * group and store its guest would share with others when it is opened again.
  */
 static const char *const dedup_share_strong_runtime_opts[] = {
-    "group", "store", "store-size", "index-dir", "admission", "socket",
-    "share", "share-encrypted", "timeout", "x-copy", NULL
+    "group", "store", "store-size", "admission", "socket", "share",
+    "share-encrypted", "timeout", "x-copy", NULL
 };
 
 static BlockDriver bdrv_dedup_share = {
@@ -660,14 +457,13 @@ static BlockDriver bdrv_dedup_share = {
 
     .bdrv_open                  = dedup_share_open,
     .bdrv_close                 = dedup_share_close,
-    .bdrv_child_perm            = dedup_share_child_perm,
+    .bdrv_child_perm            = bdrv_default_perms,
     .strong_runtime_opts        = dedup_share_strong_runtime_opts,
     .bdrv_reopen_prepare        = dedup_share_reopen_prepare,
     .bdrv_reopen_commit         = dedup_share_reopen_commit,
     .bdrv_reopen_abort          = dedup_share_reopen_abort,
     .bdrv_drain_begin           = dedup_share_drain_begin,
     .bdrv_drain_end             = dedup_share_drain_end,
-    .bdrv_inactivate            = dedup_share_inactivate,
 
     .bdrv_co_getlength          = dedup_share_co_getlength,
     .bdrv_co_preadv             = dedup_share_co_preadv,
@@ -689,7 +485,6 @@ static BlockDriver bdrv_dedup_share = {
 static void bdrv_dedup_share_init(void)
 {
     bdrv_register(&bdrv_dedup_share);
-    dedup_group_on_damage(groups_damaged);
 }
 
 block_init(bdrv_dedup_share_init);

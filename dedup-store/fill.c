@@ -190,8 +190,9 @@ static void tell_waiters(Fills *f, Fill *fill, const Kept *kept, bool leased)
 }
 
 /*
- * The frames have it: the page cache need not.  That keeps a folio of which only
- * a part is said to be not needed, so where all of a chunk is known, all is.
+ * The frames have it: the page cache need not.  That keeps a folio of which
+ * only a part is said to be not needed; so where all of a chunk is known, all
+ * of it is let go.
  */
 static void forget_pages(Fills *f, const Fill *fill)
 {

@@ -14,8 +14,8 @@
  *   given back does not use the layer's map.
  *
  * All runs in the main loop, but for a client's opener thread, and workers that
- * send an answer when they have decided it.  What is changed by other threads is
- * protected by the store's lock.
+ * send an answer when they have decided it.  What is changed by other threads
+ * is protected by the store's lock.
  */
 
 #ifndef DEDUP_STORE_SERVER_H

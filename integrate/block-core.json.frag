@@ -6,8 +6,8 @@
 # @auto: @xen in a Xen guest's device model, else @linux; if that does
 #     not work, @off, with a warning.
 #
-# @xen: a Xen domain without vCPUs owns the frames; guest frames are
-#     given by Xen memory sharing.
+# @xen: a Xen domain that never runs holds the store daemon's frames;
+#     guest frames are given by Xen memory sharing.
 #
 # @linux: a store daemon's memory holds the frames; guest pages are
 #     given by private mappings of it.
@@ -69,11 +69,11 @@
 # @store: where the frames are kept (default: auto)
 #
 # @store-size: the most that the store may hold, in bytes; a multiple
-#     of 4096.  The group's first user decides it; a later one must
-#     say the same or nothing.  With the Linux store it is for the
-#     store daemon that this filter starts, if none is running; which
-#     takes no more than a quarter of what there is.  (default: an
-#     eighth of the memory of the host, or of QEMU's cgroup)
+#     of 4096.  If a store daemon is running it must have been started
+#     with the same.  Else it is for the one that this filter starts,
+#     with the Linux store; that takes no more than a quarter of what
+#     there is.  (default: an eighth of the memory of the host, or of
+#     QEMU's cgroup)
 #
 # @share: which blocks are shared (default: base)
 #
@@ -87,13 +87,9 @@
 # @admission: what this node's reads bring into the store
 #     (default: first-read)
 #
-# @index-dir: with the Xen store: directory on a tmpfs that holds a
-#     directory for each group (default: "/run/qemu-dedup-share")
-#
-# @socket: with the Linux store: where the group's store daemon,
-#     qemu-dedup-store, listens (default:
-#     "/run/qemu-dedup-store/GROUP.sock", or below XDG_RUNTIME_DIR for
-#     a user who cannot use that)
+# @socket: where the group's store daemon, qemu-dedup-store, listens
+#     (default: "/run/qemu-dedup-store/GROUP.sock", or below
+#     XDG_RUNTIME_DIR for a user who cannot use that)
 #
 # @x-copy: share in a program that has no guest, as qemu-io has none, by
 #     copies; these pass requests through otherwise (default: off)
@@ -113,7 +109,6 @@
             '*share-encrypted': 'bool',
             '*timeout': 'uint32',
             '*admission': 'DedupShareAdmission',
-            '*index-dir': 'str',
             '*socket': 'str',
             '*x-copy': { 'type': 'bool',
                          'features': [ 'unstable' ] } },

@@ -13,7 +13,7 @@ IF = "'if': 'CONFIG_DEDUP_SHARE'"
 OVERLAY = ['block', 'configs', 'dedup-store', 'docs', 'hw', 'include', 'qapi',
            'tests']
 # ... except these, which only make sense in the overlay itself.
-PRIVATE = ['tests/lab', 'tests/check', 'tests/hostile', 'tests/stress/corpus',
+PRIVATE = ['tests/lab', 'tests/check', 'tests/hostile',
            'tests/stress/corpus-store']
 
 BUILD = [
@@ -185,9 +185,7 @@ GUEST_RAM = [
 TESTS = [
     ('tests/unit/meson.build', 'before', r"^test_env = environment\(\)\n",
      "tests += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
-     "{'test-dedup-index': [testblock],\n"
-     "                  'test-dedup-engine': [testblock],\n"
-     "                  'test-dedup-linux': "
+     "{'test-dedup-given': "
      "[testblock, files('dedup-guest-ram.c')],\n"
      "                  'test-dedup-read': "
      "[testblock, files('dedup-guest-ram.c', 'dedup-daemon.c', "
@@ -196,14 +194,10 @@ TESTS = [
      "[testblock, files('dedup-guest-ram.c', 'dedup-daemon.c', "
      "'dedup-nodes.c')],\n"
      "                  'test-dedup-client': "
-     "[testblock, files('dedup-guest-ram.c', 'dedup-daemon.c')],\n"
-     "                  'test-dedup-reflink': "
-     "[testblock, files('dedup-guest-ram.c')]} : {}\n"
+     "[testblock, files('dedup-guest-ram.c', 'dedup-daemon.c')]} : {}\n"
      "if config_host_data.get('CONFIG_DEDUP_SHARE') and have_tools\n"
      "  tests += {'test-dedup-store': [dedup_store_deps, dedup_store_files]}\n"
      "endif\n"),
-    ('tests/unit/meson.build', 'after', r"^slow_tests = \{\n",
-     "  'test-dedup-reflink': 240,\n"),
     ('tests/qtest/meson.build', 'before', r"^qtest_executables = \{\}\n",
      "qtests_x86_64 += config_host_data.get('CONFIG_DEDUP_SHARE') ? "
      "['dedup-share-test', 'dedup-share-linux-test',\n"
@@ -220,7 +214,7 @@ STRESS = [
 BENCH = [
     ('tests/bench/meson.build', 'end', None,
      "if have_block and config_host_data.get('CONFIG_DEDUP_SHARE')\n"
-     "  foreach b : ['dedup-share-bench', 'dedup-share-index-bench']\n"
+     "  foreach b : ['dedup-share-bench']\n"
      "    executable(b, b + '.c', '../unit/dedup-guest-ram.c',\n"
      "               '../unit/dedup-daemon.c',\n"
      "               dependencies: [qemuutil, block])\n"

@@ -3,11 +3,10 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * For a store that maps or copies frames to where a request's vector points
- * (DedupStoreOps.by_host).  No device model has to offer anything: guest memory
- * that a device has mapped for its DMA is in the vector.  Every whole block
- * that is for 4096 bytes that follow each other is handed to the engine.  The
- * rest is copied from the store if it is there, and else read.
+ * Frames are mapped or copied to where a request's vector points.  No device
+ * model has to offer anything: guest memory that a device has mapped for its
+ * DMA is in the vector.  On Xen, where such memory is not QEMU's, they are
+ * copied.  What is not in place then is read.
  *
  * What a guest page holds that the vector names twice is for the request to
  * undefine: the order of the parts is not kept.
@@ -78,34 +77,6 @@ static unsigned find_places(const Part *p, DedupBlock *blocks, Cursor *c)
     return n;
 }
 
-static void coroutine_fn give(void *opaque, DedupGive *gives, unsigned n)
-{
-    BlockDriverState *bs = opaque;
-    DedupGroup *g = ((BDRVDedupShareState *)bs->opaque)->group;
-
-    g->ops->give(g->store, gives, n);
-}
-
-/*
- * Read a run of blocks that are not in place yet: from the store if it has all
- * of them, else from the image.
- */
-static int coroutine_fn GRAPH_RDLOCK
-read_run(BlockDriverState *bs, const Part *p, int64_t from, int64_t end)
-{
-    BDRVDedupShareState *s = bs->opaque;
-    int64_t offset = MAX(from, p->offset);
-    int64_t bytes = MIN(end, p->offset + p->bytes) - offset;
-    size_t qiov_offset = p->qiov_offset + offset - p->offset;
-
-    if (dedup_copy_from_store(bs, offset, bytes, p->qiov, qiov_offset)) {
-        return 0;
-    }
-    stat64_add(&s->counters.bytes_passed, bytes);
-    return bdrv_co_preadv_part(bs->file, offset, bytes, p->qiov, qiov_offset,
-                               p->flags);
-}
-
 static bool is_there(const DedupBlock *b)
 {
     return b->placed || dedup_in_place(b->result);
@@ -124,10 +95,16 @@ typedef struct Rest {
 static int coroutine_fn GRAPH_RDLOCK read_rest_run(void *opaque, unsigned i)
 {
     Rest *rest = opaque;
+    BDRVDedupShareState *s = rest->bs->opaque;
+    const Part *p = rest->part;
+    int64_t from = (rest->first + rest->runs[i].from) * DEDUP_BLOCK_SIZE;
+    int64_t end = (rest->first + rest->runs[i].to) * DEDUP_BLOCK_SIZE;
+    int64_t offset = MAX(from, p->offset);
+    int64_t bytes = MIN(end, p->offset + p->bytes) - offset;
 
-    return read_run(rest->bs, rest->part,
-                    (rest->first + rest->runs[i].from) * DEDUP_BLOCK_SIZE,
-                    (rest->first + rest->runs[i].to) * DEDUP_BLOCK_SIZE);
+    stat64_add(&s->counters.bytes_passed, bytes);
+    return bdrv_co_preadv_part(rest->bs->file, offset, bytes, p->qiov,
+                               p->qiov_offset + offset - p->offset, p->flags);
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -139,14 +116,10 @@ read_part(BlockDriverState *bs, const Part *p, Cursor *c)
     unsigned i, n = find_places(p, blocks, c), nruns = 0;
     int ret;
 
-    if (s->client) {
-        dedup_ask_blocks(bs, blocks, n, &(DedupTarget) {
-            .offset = p->offset, .bytes = p->bytes, .qiov = p->qiov,
-            .qiov_offset = p->qiov_offset,
-        });
-    } else {
-        dedup_read_blocks(bs, blocks, n, give);
-    }
+    dedup_ask_blocks(bs, blocks, n, &(DedupTarget) {
+        .offset = p->offset, .bytes = p->bytes, .qiov = p->qiov,
+        .qiov_offset = p->qiov_offset,
+    });
     for (i = 0; i < n; i++) {
         if (is_there(&blocks[i])) {
             continue;

@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include "dedup-store/socket.h"
 #include "qapi/error.h"
+#include "qemu/ctype.h"
 #include "qemu/error-report.h"
 #include "join.h"
 #include "start.h"
@@ -66,19 +67,31 @@ static const DedupStoreOps *find_store(DedupShareStore kind, Error **errp)
     return ops->probe(errp) ? ops : NULL;
 }
 
+static bool check_group(const char *group, Error **errp)
+{
+    size_t len = strlen(group);
+    bool ok = len >= 1 && len <= 32 && qemu_isalnum(group[0]);
+    size_t i;
+
+    for (i = 1; ok && i < len; i++) {
+        ok = qemu_isalnum(group[i]) || strchr("-_.", group[i]);
+    }
+    if (!ok) {
+        error_setg(errp, "group: '%s' is not a group name; use 1 to 32 "
+                   "letters, digits, '-', '_' or '.', beginning with a letter "
+                   "or digit", group);
+    }
+    return ok;
+}
+
 static bool check_options(const DedupShareOptions *o, Error **errp)
 {
-    if (o->index_dir) {
-        error_setg(errp, "index-dir: there is none any more; leave it out, "
-                   "and name the store daemon's socket by socket, if need be");
-        return false;
-    }
     if (o->has_size && (!o->size || o->size % DEDUP_BLOCK_SIZE)) {
         error_setg(errp, "store-size: %" PRIu64 " is not a multiple of %d "
                    "greater than 0", o->size, DEDUP_BLOCK_SIZE);
         return false;
     }
-    return dedup_group_name_ok(o->group, errp);
+    return check_group(o->group, errp);
 }
 
 /* The daemon that is there has to be as @o says. */
@@ -191,13 +204,12 @@ static bool go_without(const DedupShareOptions *o, Error *err, char **reason,
     return true;
 }
 
-bool dedup_join(const DedupShareOptions *o, DedupGroup **group,
-                DedupClient **client, char **reason, Error **errp)
+bool dedup_join(const DedupShareOptions *o, DedupClient **client, char **reason,
+                Error **errp)
 {
     const DedupStoreOps *ops = NULL;
     Error *err = NULL;
 
-    *group = NULL;
     *client = NULL;
     *reason = NULL;
     if (o->store == DEDUP_SHARE_STORE_OFF) {

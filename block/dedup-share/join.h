@@ -16,13 +16,13 @@
 char *dedup_find_socket(const DedupShareOptions *o);
 
 /*
- * Get what @o asks for: *group on Xen, *client of a store daemon on Linux,
- * which may be started for that; or neither, with *reason unless @o says so.
- * What is got is the caller's.  False with *errp set if it cannot be, and must.
+ * Become *client of the store daemon that @o asks for, which may be started for
+ * that on Linux; or not, with *reason unless @o says so.  What is got is the
+ * caller's.  False with *errp set if it cannot be, and must.
  *
  * Main loop.
  */
-bool dedup_join(const DedupShareOptions *o, DedupGroup **group,
-                DedupClient **client, char **reason, Error **errp);
+bool dedup_join(const DedupShareOptions *o, DedupClient **client, char **reason,
+                Error **errp);
 
 #endif /* DEDUP_SHARE_JOIN_H */

@@ -9,11 +9,9 @@
 
 #include "block/block_int.h"
 #include "block/dedup-share.h"
-#include "engine.h"
 #include "gather.h"
 #include "leased.h"
-#include "own.h"
-#include "reflink.h"
+#include "qemu/stats64.h"
 
 /* Whether a node still puts; see put.c.  Atomic, but only a hint. */
 typedef struct DedupPutting {
@@ -22,12 +20,33 @@ typedef struct DedupPutting {
     unsigned unmatched;         /* blocks in a row */
 } DedupPutting;
 
-/* Longest backing chain whose layers take part. */
-#define MAX_LAYERS 64
+/*
+ * QEMU has the compiler clear all that is on the stack: not these.  (Later
+ * QEMUs have QEMU_UNINITIALIZED.)
+ */
+#define DEDUP_HOT_ARRAY __attribute__((uninitialized))
+
+/* A block of a request. */
+typedef struct DedupBlock {
+    uint64_t number;            /* in the disk */
+    DedupDest dest;
+    DedupResult result;
+    bool placed;                /* not given, but the destination has it */
+} DedupBlock;
+
+typedef struct DedupCounters {
+    Stat64 blocks_read;
+    Stat64 hits;
+    Stat64 misses;
+    Stat64 matched;             /* of these, found by content */
+    Stat64 results[DEDUP_RESULT__MAX];
+    Stat64 copied;
+    Stat64 bytes_filled;
+    Stat64 bytes_passed;
+} DedupCounters;
 
 typedef struct DedupShareOptions {
     char *group;
-    char *index_dir;            /* Xen; NULL: the default */
     char *socket;               /* of the store daemon; NULL: the default */
     char *path;                 /* it, or the default, absolute since open */
     DedupShareStore store;
@@ -40,47 +59,25 @@ typedef struct DedupShareOptions {
     bool x_copy;                /* join though the program has no guest */
 } DedupShareOptions;
 
-/* Takes no part if it has neither a map nor an own object. */
-typedef struct DedupLayer {
-    DedupMap *map;              /* by its key; the own object's, if any */
-    DedupAlias *alias;          /* parts of it that are looked up elsewhere */
-    DedupOwn *own;              /* if we may write to it */
-    BlockDriverState *node, *file;      /* only to compare them */
-    bool whole;                 /* it owns all blocks that are in it whole */
-} DedupLayer;
-
 /* What a reopen will change; then, until it ends, what it has changed. */
 typedef struct DedupShareReopen {
     DedupShareOptions opts;
-    DedupGroup *group;
     DedupClient *client;
     char *reason;
 } DedupShareReopen;
 
 typedef struct BDRVDedupShareState {
     /* Change only in the main loop while the node is drained. */
-    DedupShareReopen *reopen;   /* from its preparation to its end */
     DedupShareOptions opts;
-    DedupGroup *group;          /* at most one of these two; if none, */
-    DedupClient *client;        /* ... requests pass through */
-    const DedupStoreOps *offers;        /* with a client, if reads are to be
-                                         * offered by device models */
+    DedupClient *client;        /* NULL: requests pass through */
+    const DedupStoreOps *offers;        /* if device models offer their reads */
     DedupFiles files;           /* with a client */
     bool puts;                  /* with a client: all may be put */
-    char *reason;               /* then, why; NULL if it was asked for */
-    DedupLayer layers[MAX_LAYERS];
-    int nlayers;
-    bool map_takes_part;        /* a layer does that is only read */
-    BlockDriverState *tail;     /* from here on none does; NULL: all may */
-    DedupTracker *tracker;      /* of layers[0].own, or node_tracker */
+    char *reason;               /* without one, why; NULL if it was asked for */
 
-    /* Atomic: */
-    bool others_write;          /* to the image, too, says the device */
-    bool inactive;              /* another QEMU may write, or has written */
-    bool drained;               /* the layers may be others by now */
+    bool drained;               /* atomic: the files may be others by now */
 
-    /* Have their own locks. */
-    DedupTracker node_tracker;
+    /* Have their own locks, or are atomic. */
     DedupGather gather;
     DedupCounters counters;
     DedupPutting putting;
@@ -97,13 +94,6 @@ bool dedup_share_is(const BlockDriverState *bs);
 int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_preadv(BlockDriverState *bs, int64_t offset, int64_t bytes,
                       QEMUIOVector *qiov, BdrvRequestFlags flags);
-
-/*
- * Whether the ordinary read can be served from the store, by copying.
- */
-bool coroutine_fn GRAPH_RDLOCK
-dedup_copy_from_store(BlockDriverState *bs, int64_t offset, int64_t bytes,
-                      QEMUIOVector *qiov, size_t qiov_offset);
 
 /* Blocks that a request touches, whole or in part. */
 static inline uint64_t dedup_count_blocks(int64_t offset, int64_t bytes)
@@ -122,14 +112,6 @@ static inline void dedup_count_skipped(BDRVDedupShareState *s, uint64_t n,
 
 /* --- read.c, direct.c --------------------------------------------------- */
 
-/*
- * Have the engine read @n blocks, at most DEDUP_BATCH, in ascending order; see
- * dedup_engine_read().  @give gets the node.
- */
-void coroutine_fn GRAPH_RDLOCK
-dedup_read_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,
-                  DedupGiveFn *give);
-
 /* Count @n blocks of a read by their results. */
 void dedup_count_results(DedupCounters *c, const DedupBlock *blocks,
                          unsigned n);
@@ -142,7 +124,7 @@ void dedup_buffers_destroy(BDRVDedupShareState *s);
 void *dedup_buffer_get(BDRVDedupShareState *s);
 void dedup_buffer_put(BDRVDedupShareState *s, void *buf);
 
-/* The node's read if its store takes addresses. */
+/* The node's read of what is not offered. */
 int coroutine_fn GRAPH_RDLOCK
 dedup_read_direct(BlockDriverState *bs, int64_t offset, int64_t bytes,
                   QEMUIOVector *qiov, BdrvRequestFlags flags);
@@ -205,9 +187,9 @@ bool dedup_put_skips(BDRVDedupShareState *s);
 void coroutine_fn dedup_put_probe(BDRVDedupShareState *s,
                                   const DedupBlock *blocks, unsigned n);
 
-/* --- chain.c: which layer owns a block ---------------------------------- */
+/* --- chain.c: what of a chain takes part ---------------------------------- */
 
-/* Find the layers below @bs anew, or forget them.  Main loop, drained. */
+/* Find what takes part below @bs anew, or forget it.  Main loop, drained. */
 void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs);
 void dedup_layers_drop(BDRVDedupShareState *s);
 
@@ -217,12 +199,5 @@ void dedup_layers_drop(BDRVDedupShareState *s);
  * ends before the graph changes.
  */
 bool dedup_layers_take_part(BDRVDedupShareState *s);
-
-/*
- * Find the layer that owns each of @n blocks that follow each other; those that
- * none owns get a result that says why.
- */
-void coroutine_fn GRAPH_RDLOCK
-dedup_find_owners(BlockDriverState *bs, DedupBlock *blocks, unsigned n);
 
 #endif /* DEDUP_SHARE_NODE_H */

@@ -122,7 +122,7 @@ static void coroutine_fn give_pages(BDRVDedupShareState *s,
 
         if (f->answer == DEDUP_ANSWER_FRAME && b->result == DEDUP_GIVEN) {
             gives[n] = (DedupGive) {
-                .dest = b->dest, .slot = f->slot, .word = f->handle,
+                .dest = b->dest, .slot = f->slot, .handle = f->handle,
             };
             given[n++] = which[i];
         }
@@ -135,9 +135,10 @@ static void coroutine_fn give_pages(BDRVDedupShareState *s,
     }
 }
 
-void coroutine_fn dedup_place_answers(BDRVDedupShareState *s, const DedupTarget *t,
-                         const DedupAnswers *a, const uint8_t *which,
-                         DedupBlock *blocks)
+void coroutine_fn dedup_place_answers(BDRVDedupShareState *s,
+                                      const DedupTarget *t,
+                                      const DedupAnswers *a,
+                                      const uint8_t *which, DedupBlock *blocks)
 {
     unsigned i, run;
 

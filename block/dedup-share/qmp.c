@@ -10,7 +10,6 @@
 #include "block/block-global-state.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-dedup-share.h"
-#include "reclaim.h"
 #include "stats.h"
 
 static DedupShareNotGiven *not_given_new(DedupCounters *c)
@@ -23,7 +22,6 @@ static DedupShareNotGiven *not_given_new(DedupCounters *c)
         [DEDUP_REPEATED] = &n->repeated,
         [DEDUP_NO_LAYER] = &n->no_layer,
         [DEDUP_UNALLOCATED] = &n->unallocated,
-        [DEDUP_OVERWRITTEN] = &n->overwritten,
         [DEDUP_STORE_FULL] = &n->store_full,
         [DEDUP_BUSY] = &n->busy,
         [DEDUP_MAPPED] = &n->mapped,
@@ -43,40 +41,15 @@ static DedupShareNotGiven *not_given_new(DedupCounters *c)
     return n;
 }
 
-static DedupShareStoreStats *store_stats_new(DedupGroup *g)
-{
-    DedupShareStoreStats *s = g_new0(DedupShareStoreStats, 1);
-    DedupStoreCounters c;
-
-    g->ops->counters(g->store, &c);
-    *s = (DedupShareStoreStats) {
-        .size = (uint64_t)g->index.nframes * DEDUP_BLOCK_SIZE,
-        .frames = qatomic_read(&g->index.hdr->nsealed),
-        .hypercalls = c.hypercalls,
-        .system_calls = c.system_calls,
-        .given_fresh = c.given_fresh,
-        .given_again = c.given_again,
-        .fresh_hypercalls = c.fresh_hypercalls,
-        .give_hypercalls = c.give_hypercalls,
-        .give_system_calls = c.give_system_calls,
-        .given_runs = c.given_runs,
-        .time_ns = c.ns,
-        .mappings = c.mappings,
-        .mappings_max = c.mappings_max,
-        .frames_evicted = stat64_get(&g->evicted),
-    };
-    return s;
-}
-
-/* With a store daemon, which knows the rest. */
-static DedupShareStoreStats *client_stats_new(DedupClient *client)
+/* What this process knows; the store daemon knows the rest. */
+static DedupShareStoreStats *store_stats_new(DedupClient *client)
 {
     DedupShareStoreStats *s = g_new0(DedupShareStoreStats, 1);
     DedupStoreCounters x = { 0 };
     DedupHeldCounters c;
 
     if (dedup_client_kind(client) == DEDUP_STORE_KIND_XEN) {
-        dedup_store_find(DEDUP_SHARE_STORE_XEN)->counters(NULL, &x);
+        dedup_store_find(DEDUP_SHARE_STORE_XEN)->counters(&x);
     }
     dedup_client_counters(client, &c);
     *s = (DedupShareStoreStats) {
@@ -97,16 +70,15 @@ static DedupShareStoreStats *client_stats_new(DedupClient *client)
 }
 
 DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
-                                 const char *reason, DedupGroup *group,
-                                 DedupClient *client, DedupCounters *c)
+                                 const char *reason, DedupClient *client,
+                                 DedupCounters *c)
 {
     DedupShareStats *s = g_new0(DedupShareStats, 1);
 
     *s = (DedupShareStats) {
         .node_name = g_strdup(node),
         .group = g_strdup(group_name),
-        .store = group ? group->ops->kind :
-                 !client ? DEDUP_SHARE_STORE_OFF :
+        .store = !client ? DEDUP_SHARE_STORE_OFF :
                  dedup_client_kind(client) == DEDUP_STORE_KIND_XEN
                  ? DEDUP_SHARE_STORE_XEN : DEDUP_SHARE_STORE_LINUX,
         .reason = g_strdup(reason),
@@ -120,24 +92,20 @@ DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
                          stat64_get(&c->results[DEDUP_COPIED]),
         .bytes_filled = stat64_get(&c->bytes_filled),
         .bytes_passed = stat64_get(&c->bytes_passed),
-        .store_stats = group ? store_stats_new(group) :
-                       client ? client_stats_new(client) : NULL,
+        .store_stats = client ? store_stats_new(client) : NULL,
     };
     return s;
 }
 
 void qmp_dedup_share_reclaim(const char *group, Error **errp)
 {
-    DedupGroup *g = dedup_group_find(group ?: "default");
     DedupClient *c = dedup_share_client(group ?: "default");
 
     if (c) {
         dedup_client_reclaim(c, errp);
-    } else if (!g) {
+    } else {
         error_setg(errp, "group: this QEMU is not in group '%s'; name one that "
                    "query-dedup-stats shows", group ?: "default");
-    } else {
-        dedup_reclaim_all(g);
     }
 }
 

@@ -38,7 +38,6 @@
 #include "system/system.h"
 #include "system/xen.h"
 #include "given.h"
-#include "group.h"
 #include "linux.h"
 
 /* Would new mappings lack what the user has asked for this memory? */
@@ -139,7 +138,7 @@ void dedup_share_ram_pinned(void)
     dedup_given_wait();
 }
 
-/* --- migration, the end -------------------------------------------------- */
+/* --- migration ----------------------------------------------------------- */
 
 static NotifierWithReturn migration_notifier;
 
@@ -155,13 +154,6 @@ static int migration_event(NotifierWithReturn *n, MigrationEvent *e,
     }
     return 0;
 }
-
-static void at_exit(Notifier *n, void *data)
-{
-    dedup_groups_leave();
-}
-
-static Notifier exit_notifier = { .notify = at_exit };
 
 static bool applies(void)
 {
@@ -195,7 +187,6 @@ static void linux_store_register(void)
     dedup_store_register(&store_ops);
     ram_block_notifier_add(&ram_notifier);
     migration_add_notifier(&migration_notifier, migration_event);
-    qemu_add_exit_notifier(&exit_notifier);
 }
 
 type_init(linux_store_register);

@@ -7,8 +7,7 @@
 #ifndef DEDUP_SHARE_STATS_H
 #define DEDUP_SHARE_STATS_H
 
-#include "client.h"
-#include "engine.h"
+#include "node.h"
 #include "qapi/qapi-types-dedup-share.h"
 
 /* NULL if @bs is no dedup-share node; else the caller frees it. */
@@ -17,9 +16,9 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs);
 /* The client of a node in @group, or NULL.  Main loop. */
 DedupClient *dedup_share_client(const char *group);
 
-/* @group, @client, @reason: of the node; each may be NULL. */
+/* @client, @reason: of the node; each may be NULL. */
 DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
-                                 const char *reason, DedupGroup *group,
-                                 DedupClient *client, DedupCounters *c);
+                                 const char *reason, DedupClient *client,
+                                 DedupCounters *c);
 
 #endif /* DEDUP_SHARE_STATS_H */

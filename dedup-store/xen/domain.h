@@ -17,7 +17,8 @@
  * - What a page held is zeroed before Xen gets it back: Xen clears only pages
  *   of domains that end.
  * - A store domain is destroyed when it has no frame any more.  A frame that
- *   only a guest has would bring Xen down if it is mapped while that guest ends.
+ *   only a guest has would bring Xen down if it were mapped while that guest
+ *   ends.
  */
 
 #ifndef DEDUP_STORE_XEN_DOMAIN_H

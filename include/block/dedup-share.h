@@ -23,15 +23,6 @@
 /* Most blocks that are handed to a store in one call. */
 #define DEDUP_BATCH 64
 
-/*
- * A frame's content, for ever: a slot of the store and how often the slot
- * has been used.  Generation 0 is never valid, so a zeroed id names nothing.
- */
-typedef struct DedupFrameId {
-    uint32_t slot;
-    uint32_t generation;
-} DedupFrameId;
-
 /* A guest page that can be made to be a frame; only its store reads it. */
 typedef struct DedupDest {
     uint8_t *host;              /* Linux: where QEMU has it, or any memory */
@@ -54,7 +45,6 @@ typedef enum DedupResult {
     DEDUP_REPEATED,
     DEDUP_NO_LAYER,
     DEDUP_UNALLOCATED,
-    DEDUP_OVERWRITTEN,
     DEDUP_STORE_FULL,
     DEDUP_BUSY,
     DEDUP_MAPPED,
@@ -77,17 +67,9 @@ static inline bool dedup_in_place(DedupResult result)
 typedef struct DedupGive {
     DedupDest dest;
     uint32_t slot;
-    uint64_t word;              /* what fill() returned, if has_words */
+    uint64_t handle;            /* Xen: what it is shared by */
     DedupResult result;
 } DedupGive;
-
-/* What the index remembers about a store, so that another process finds it. */
-typedef struct DedupStoreId {
-    uint32_t kind;              /* DedupShareStore */
-    uint32_t domid;             /* Xen: the store domain */
-    uint8_t uuid[16];           /* the store's; Xen: the domain's handle */
-    uint64_t reserved;          /* 0 */
-} DedupStoreId;
 
 /* Counters that a store keeps; see DedupShareStoreStats in the QAPI schema. */
 typedef struct DedupStoreCounters {
@@ -98,39 +80,29 @@ typedef struct DedupStoreCounters {
     uint64_t fresh_hypercalls;
     uint64_t give_hypercalls;
     uint64_t give_system_calls;
-    uint64_t given_runs;
-    uint64_t ns;
-    uint64_t mappings;
-    uint64_t mappings_max;
 } DedupStoreCounters;
 
 typedef struct DedupStore DedupStore;
 
 /*
- * A kind of store.  One object is open per process and group.
+ * A kind of store, and how its frames get to the guest.  Its frames are a store
+ * daemon's.  Those that are pages of a file need no functions but the first
+ * ones: they are mapped or copied to addresses in QEMU, and the filter offers
+ * its own reads.  For the others device models offer theirs; these have all
+ * functions.
  *
- * open, close, reap: main loop, with the group's directory locked against
- * other processes.  The rest: any thread, no lock held; the store locks what
+ * Any thread, no lock held, unless something else is said; the store locks what
  * it must, and never waits for another process.
  */
 typedef struct DedupStoreOps {
     DedupShareStore kind;
 
-    /*
-     * Destinations are addresses in QEMU, and give() copies to one that cannot
-     * be mapped.  So reads need not be offered: the filter offers its own.
-     */
-    bool by_host;
-
-    /* give() wants the word that fill() has returned for a frame. */
-    bool has_words;
-
-    /* Is this process of the kind that the store is made for? */
+    /* Is this process of the kind that the store is made for?  Main loop. */
     bool (*applies)(void);
 
     /*
      * Has the guest not run yet, so that a daemon may be started for it?  NULL:
-     * never.
+     * never.  Main loop.
      */
     bool (*is_starting)(void);
 
@@ -138,26 +110,13 @@ typedef struct DedupStoreOps {
      * Can this QEMU's guest use such a store?  Sets *errp to what is missing
      * and what would help.  Makes nothing that outlives the process (the Xen
      * store enables sharing for the guest's domain, which shares nothing yet).
+     * Main loop.
      */
     bool (*probe)(Error **errp);
 
-    /* Memory of the host, in frames: a store cannot be larger. */
-    uint64_t (*host_frames)(void);
-
     /*
-     * Open the store of group @group, of at most @nframes frames.  @dirfd is
-     * the group's directory, where it may have files named "frames*", which go
-     * with the directory.  If @create
-     * the store is made, with the UUID in *id, and the rest of *id filled in;
-     * else *id says which it is.
-     * Returns NULL with *errp set on error, and leaves nothing behind then.
-     */
-    DedupStore *(*open)(const char *group, int dirfd, uint32_t nframes,
-                        bool create, DedupStoreId *id, Error **errp);
-
-    /*
-     * A store daemon's store, whose slots are gfns of domain @domid; NULL with
-     * *errp set on error.  NULL if a store is the daemon's file.  Any thread.
+     * A daemon's store, whose slots are gfns of domain @domid.  NULL with *errp
+     * set on error.
      */
     DedupStore *(*attach)(uint32_t domid, Error **errp);
     void (*detach)(DedupStore *store);
@@ -170,55 +129,6 @@ typedef struct DedupStoreOps {
     int (*copy)(DedupStore *store, uint32_t slot, size_t skip, void *buf,
                 size_t bytes);
 
-    /* Close it; if @last, nobody else has it open and it is destroyed. */
-    void (*close)(DedupStore *store, bool last);
-
-    /*
-     * Destroy the store that was made with @uuid, if there is one: a dead
-     * process has left it, and perhaps not even finished it.
-     */
-    void (*reap)(const uint8_t uuid[16]);
-
-    /*
-     * Can @dest be had for the page at @offset of @mr?  True if the page is
-     * the guest's own RAM, whole, and may be replaced.  NULL if by_host.
-     */
-    bool (*resolve)(MemoryRegion *mr, uint64_t offset, DedupDest *dest);
-
-    /*
-     * Can @dest be had for the page that the guest has granted to domain @peer
-     * as @ref?  The guest can make that change at any time; give() looks again.
-     * NULL: no grants here.
-     */
-    bool (*resolve_grant)(uint32_t ref, uint16_t peer, DedupDest *dest);
-
-    /* The guest sets up anew what grants are in.  NULL if resolve_grant is. */
-    void (*grants_changed)(void);
-
-    /*
-     * Does QEMU itself map the page of @dest, without using it?  Then give()
-     * fails outside of the main loop, unless let_go() is called before, in the
-     * main loop.  NULL: QEMU's mappings never matter.
-     */
-    bool (*held)(const DedupDest *dest);
-    void (*let_go)(const DedupDest *dest);
-
-    /*
-     * Make the frames @slots[0..n-1], which hold nothing, with the @n blocks
-     * at @buf, and seal them.  words[i] is what give() wants for slot i.
-     * All or nothing: 0, or -errno and no frame was made; -ENOTRECOVERABLE
-     * if that could not be undone, and the slots must stay unused.
-     */
-    int (*fill)(DedupStore *store, const uint32_t *slots, unsigned n,
-                const void *buf, uint64_t *words);
-
-    /*
-     * Copy the frames @slots to @buf.  0, or -errno.  The caller checks
-     * afterwards that they are still the frames that it meant.
-     */
-    int (*peek)(DedupStore *store, const uint32_t *slots, unsigned n,
-                void *buf);
-
     /*
      * Make each guest page gives[i].dest be the frame gives[i].slot, copy on
      * write, and set gives[i].result.  Whatever the result, the page can be
@@ -227,37 +137,35 @@ typedef struct DedupStoreOps {
      */
     void (*give)(DedupStore *store, DedupGive *gives, unsigned n);
 
-    /*
-     * Bit i: does a guest use the frame slots[i], which nobody can find any
-     * more?  @n is at most 64.  If one begins to use it all the same, its page
-     * keeps the content when the frame is evicted.  NULL if each_used is not.
-     */
-    uint64_t (*in_use)(DedupStore *store, const uint32_t *slots, unsigned n);
-
-    /*
-     * For a store that does not count the users of a frame, so that the group
-     * does (holders.h): call @used for each frame that the guest has, or may
-     * have; is there any?  NULL if in_use is not.
-     */
+    /* Call @used for each frame that the guest has, or may have. */
     void (*each_used)(DedupStore *store,
                       void (*used)(void *opaque, uint32_t slot), void *opaque);
-    bool (*any_used)(DedupStore *store);
 
     /*
-     * Drop frames, which no index entry names any more.  Returns how many of
-     * them, from the first on, are gone; the others' slots must stay unused.
+     * Can @dest be had for the page at @offset of @mr?  True if the page is
+     * the guest's own RAM, whole, and may be replaced.
      */
-    unsigned (*evict)(DedupStore *store, const uint32_t *slots, unsigned n);
+    bool (*resolve)(MemoryRegion *mr, uint64_t offset, DedupDest *dest);
 
     /*
-     * The same for a slot that a process was filling or dropping when it died,
-     * so that it has a frame or not.  False: it may have one, and must stay
-     * unused.  NULL: evict() does it.
+     * Can @dest be had for the page that the guest has granted to domain @peer
+     * as @ref?  The guest can make that change at any time; give() looks again.
      */
-    bool (*recover)(DedupStore *store, uint32_t slot);
+    bool (*resolve_grant)(uint32_t ref, uint16_t peer, DedupDest *dest);
+
+    /* The guest sets up anew what grants are in. */
+    void (*grants_changed)(void);
+
+    /*
+     * Does QEMU itself map the page of @dest, without using it?  Then give()
+     * fails outside of the main loop, unless let_go() is called before, in the
+     * main loop.
+     */
+    bool (*held)(const DedupDest *dest);
+    void (*let_go)(const DedupDest *dest);
 
     /* This process's counters. */
-    void (*counters)(DedupStore *store, DedupStoreCounters *c);
+    void (*counters)(DedupStoreCounters *c);
 } DedupStoreOps;
 
 /* Register a kind of store; called from a constructor (type_init()). */

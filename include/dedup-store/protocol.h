@@ -137,7 +137,7 @@ typedef struct DedupMsgHello {
     uint32_t version;
     uint32_t flags;
     uint32_t store;             /* DedupStoreKind wanted, or 0 for any */
-    uint32_t domid;             /* Xen: the client's guest */
+    uint32_t domid;             /* Xen: the client's guest; not used yet */
     uint32_t reserved;
     /*
      * Zeroes, or the token of an earlier WELCOME: then this connection takes

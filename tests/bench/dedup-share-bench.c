@@ -34,7 +34,6 @@
 #include "qemu/module.h"
 #include "qemu/units.h"
 #include "block/block-global-state.h"
-#include "block/dedup-share/engine.h"
 #include "block/dedup-share/given.h"
 #include "block/dedup-share/linux.h"
 #include "block/dedup-share/stats.h"

@@ -3,20 +3,18 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- *   model DIR OPS SEED, model-peers DIR OPS SEED
- *       one process does random operations on disks of a group, with a store
- *       daemon that is killed; or, with a store that its QEMUs keep themselves,
- *       with processes that are killed and files that are scribbled over
- *   kill DIR SECONDS SEED, kill-peers DIR SECONDS SEED
+ *   model DIR OPS SEED
+ *       one process does random operations on disks of a group, whose store
+ *       daemon is killed
+ *   kill DIR SECONDS SEED
  *       16 processes do such operations in one group; every 50 ms one of them
- *       is killed, and another begins; and so is the store daemon, if there is
- *       one, each time that ten were.  Who is killed is waited for to be in the
- *       middle of the operation, or the system call, whose turn it is.
+ *       is killed, and another begins; and so is the store daemon, each time
+ *       that ten were.  Who is killed is waited for to be in the middle of the
+ *       operation, or the system call, whose turn it is.
  *
- * All end with exit code 0 if no byte was wrong, no operation took longer than
- * a second (kill), nothing in the store is lost in the end, and everything was
- * killed in the middle of everything.  DIR is on a
- * tmpfs for the peers, and on a file system with leases for the daemon.
+ * Both end with exit code 0 if no byte was wrong, no operation took longer than
+ * a second (kill), no frame is held for nobody in the end, and everything was
+ * killed in the middle of everything.  DIR is on a file system with leases.
  */
 
 #include "qemu/osdep.h"
@@ -27,7 +25,6 @@
 #include "qemu/cutils.h"
 #include "qemu/main-loop.h"
 #include "block/block-global-state.h"
-#include "block/dedup-share/reclaim.h"
 #include "../unit/dedup-guest-ram.h"
 #include "stress.h"
 
@@ -50,19 +47,6 @@ static void print_done(const World *w)
            w->hits, w->misses, w->matched, w->given, w->copied, w->zeroes);
 }
 
-/* What nobody holds goes, and then every slot has to be free. */
-static bool all_slots_there(DedupGroup *g)
-{
-    unsigned used, lost;
-
-    dedup_trim_now(g);
-    dedup_evict_all(g);
-    stress_count_slots(g, &used, &lost);
-    printf("slots lost: %u, still used: %u of %u\n", lost, used,
-           g->index.nframes);
-    return !lost;
-}
-
 /* --- model -------------------------------------------------------------- */
 
 static int run_model(const char *dir, const char *socket, uint64_t ops,
@@ -70,14 +54,10 @@ static int run_model(const char *dir, const char *socket, uint64_t ops,
 {
     int64_t start = g_get_monotonic_time(), next = start;
     World w;
-    DedupGroup *g;
     uint64_t i;
-    bool ok;
 
     stress_make_bases(dir);
-    if (socket) {
-        stress_start_daemon(socket);
-    }
+    stress_start_daemon(socket);
     world_init(&w, dir, socket, 0, seed);
     for (i = 0; i < ops; i++) {
         world_step(&w, true);
@@ -90,16 +70,12 @@ static int run_model(const char *dir, const char *socket, uint64_t ops,
                    (g_get_monotonic_time() - start) / G_USEC_PER_SEC, i);
         }
     }
-    g = dedup_group_find(GROUP);
-    ok = !g || all_slots_there(g);
     printf("model: %" PRIu64 " operations, seed %u, no wrong byte\n", ops,
            seed);
     world_destroy(&w);
     print_done(&w);
-    if (socket) {
-        stress_end_daemon(socket, SIGTERM);
-    }
-    return !ok;
+    stress_end_daemon(socket, SIGTERM);
+    return 0;
 }
 
 /* --- kill --------------------------------------------------------------- */
@@ -183,7 +159,7 @@ typedef struct Killer {
     pid_t pids[WORKERS];
     GRand *rand;
     unsigned kills, daemon_kills, stalls, failures;
-    unsigned in_kind[STRESS_KINDS_SHARED + 1];  /* kills; the last: in none */
+    unsigned in_kind[STRESS_KINDS_KILLED + 1];  /* kills; the last: in none */
     unsigned in_call[ARRAY_SIZE(calls)];
 } Killer;
 
@@ -192,9 +168,7 @@ static void start_worker(Killer *k, unsigned i)
     g_autofree char *number = g_strdup_printf("%u", i);
     g_autofree char *seed = g_strdup_printf("%u", g_rand_int(k->rand));
     char *argv[] = {
-        program,
-        (char *)(k->socket ? "worker" : "worker-peers"), (char *)k->dir,
-        number, seed, NULL,
+        program, (char *)"worker", (char *)k->dir, number, seed, NULL,
     };
 
     qatomic_set(&k->pulses[i].began, 0);
@@ -203,7 +177,7 @@ static void start_worker(Killer *k, unsigned i)
                                 argv, environ), ==, 0);
 }
 
-/* What killed workers leave of their disks would fill the tmpfs. */
+/* What killed workers leave of their disks would fill the file system. */
 static void remove_disks(const char *dir, pid_t pid)
 {
     g_autofree char *prefix = g_strdup_printf("disk-%u-", pid);
@@ -267,14 +241,15 @@ static unsigned find_victim(Killer *k, int kind)
 
 static void kill_one(Killer *k)
 {
-    unsigned i = find_victim(k, k->kills % STRESS_KINDS_SHARED);
+    unsigned i = find_victim(k, k->kills % STRESS_KINDS_KILLED);
     int kind;
 
     kill(k->pids[i], SIGKILL);
     reap(k, i, SIGKILL);
     k->kills++;
     kind = k->pulses[i].kind;
-    k->in_kind[kind < 0 ? STRESS_KINDS_SHARED : kind]++;
+    k->in_kind[kind < 0 ? STRESS_KINDS_KILLED
+                        : MIN(kind, STRESS_KINDS_KILLED)]++;
     start_worker(k, i);
 }
 
@@ -283,13 +258,10 @@ static void print_kills(const Killer *k)
     unsigned i;
 
     printf("  killed in:");
-    for (i = 0; i < STRESS_KINDS_SHARED; i++) {
+    for (i = 0; i < STRESS_KINDS_KILLED; i++) {
         printf(" %s %u", stress_kinds[i], k->in_kind[i]);
     }
     printf(", nothing %u\n", k->in_kind[i]);
-    if (!k->socket) {
-        return;
-    }
     printf("  the store daemon in:");
     for (i = 0; i < ARRAY_SIZE(calls); i++) {
         printf(" %s %u", calls[i], k->in_call[i]);
@@ -303,11 +275,9 @@ static bool was_everything(const Killer *k)
     bool all = true;
     unsigned i;
 
-    for (i = 0; k->kills > TURNS * STRESS_KINDS_SHARED &&
-                i < STRESS_KINDS_SHARED; i++) {
-        /* with a daemon an eviction is a message that nobody waits for */
-        all &= k->in_kind[i] || (k->socket && !strcmp(stress_kinds[i],
-                                                      "evict"));
+    for (i = 0; k->kills > TURNS * STRESS_KINDS_KILLED &&
+                i < STRESS_KINDS_KILLED; i++) {
+        all &= k->in_kind[i] > 0;
     }
     for (i = 0; k->daemon_kills > TURNS * ARRAY_SIZE(calls) &&
                 i < ARRAY_SIZE(calls); i++) {
@@ -418,9 +388,7 @@ static int run_kill(const char *dir, const char *socket, unsigned seconds,
     bool ok;
 
     stress_make_bases(dir);
-    if (socket) {
-        stress_start_daemon(socket);
-    }
+    stress_start_daemon(socket);
     world_init(&w, dir, socket, WORKERS, seed);         /* also a member */
     for (i = 0; i < WORKERS; i++) {
         start_worker(&k, i);
@@ -429,7 +397,7 @@ static int run_kill(const char *dir, const char *socket, unsigned seconds,
         g_usleep(KILL_US);
         look_for_stalls(&k);
         kill_one(&k);
-        if (socket && k.kills % 10 == 0) {
+        if (k.kills % 10 == 0) {
             kill_daemon(&k);
         }
         if (k.kills % 200 == 0) {
@@ -443,21 +411,16 @@ static int run_kill(const char *dir, const char *socket, unsigned seconds,
     for (i = 0; i < WORKERS; i++) {
         reap(&k, i, 0);
     }
-    ok = socket || all_slots_there(dedup_group_find(GROUP));
     report(&k);
     world_destroy(&w);
-    if (socket) {
-        dedup_guest_ram_free();
-        ok = nothing_is_held(socket);
-        stress_end_daemon(socket, SIGTERM);
-    }
+    ok = nothing_is_held(socket);
+    stress_end_daemon(socket, SIGTERM);
     return !ok || k.failures || k.stalls || !was_everything(&k);
 }
 
 int main(int argc, char **argv)
 {
-    g_autofree char *sock = NULL;
-    const char *socket;
+    g_autofree char *socket = NULL;
     uint64_t n, seed;
 
     program = argv[0];
@@ -469,11 +432,10 @@ int main(int argc, char **argv)
                 "dedup-share-stress.c\n");
         return 2;
     }
-    sock = g_build_filename(argv[2], "sock", NULL);
-    socket = g_str_has_suffix(argv[1], "-peers") ? NULL : sock;
-    if (g_str_has_prefix(argv[1], "model")) {
+    socket = g_build_filename(argv[2], "sock", NULL);
+    if (!strcmp(argv[1], "model")) {
         return run_model(argv[2], socket, n, seed);
-    } else if (g_str_has_prefix(argv[1], "kill")) {
+    } else if (!strcmp(argv[1], "kill")) {
         return run_kill(argv[2], socket, n, seed);
     }
     return run_worker(argv[2], socket, n, seed);

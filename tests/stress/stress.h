@@ -12,7 +12,7 @@
 #define TESTS_STRESS_H
 
 #include "system/block-backend.h"
-#include "block/dedup-share/group.h"
+#include "block/dedup-share.h"
 
 #define PAGE DEDUP_BLOCK_SIZE
 #define GROUP "stress"
@@ -37,8 +37,7 @@ typedef struct Disk {
 
 typedef struct World {
     const char *dir;
-    char *index_dir;
-    const char *socket;         /* of a store daemon; NULL: they have none */
+    const char *socket;         /* of the store daemon */
     unsigned number;            /* of the process */
     GRand *rand;
     uint8_t *guest;
@@ -52,13 +51,10 @@ typedef struct World {
 
 extern const char *const stress_kinds[16];
 
-/* Kinds that a process may do that shares the group with others. */
-#define STRESS_KINDS_SHARED 11
+/* The first kinds: those that a process can be killed in the middle of. */
+#define STRESS_KINDS_KILLED 10
 
-/*
- * Make the base images in @dir, which is on a tmpfs, or with a store daemon, on
- * a file system with leases.
- */
+/* Make the base images in @dir, which is on a file system with leases. */
 void stress_make_bases(const char *dir);
 
 /* The store daemon that listens at @socket, of this program's build. */
@@ -72,15 +68,8 @@ void world_destroy(World *w);
 
 /*
  * Do one random operation, and abort if a byte is wrong.  @alone: also such as
- * only a process may do that nobody shares the group with, and that has been
- * told what is damaged.
+ * only a process may do that nobody shares the group with.
  */
 void world_step(World *w, bool alone);
-
-/*
- * Slots of the group that hold a frame, and those that nobody can ever use
- * again: somebody's who is gone, or free ones that nobody would find.
- */
-void stress_count_slots(DedupGroup *g, unsigned *used, unsigned *lost);
 
 #endif /* TESTS_STRESS_H */

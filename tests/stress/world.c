@@ -13,7 +13,6 @@
 #include "block/block_int-common.h"
 #include "block/snapshot.h"
 #include "block/dedup-share/linux.h"
-#include "block/dedup-share/reclaim.h"
 #include "block/dedup-share/stats.h"
 #include "qapi/qapi-commands-dedup-share.h"
 #include "../unit/dedup-daemon.h"
@@ -22,19 +21,19 @@
 
 const char *const stress_kinds[16] = {
     "read", "read-many", "write", "zeroes", "discard", "guest-write", "resize",
-    "snapshot", "revert", "evict", "reopen", "kill", "corrupt",
+    "snapshot", "revert", "reopen", "reclaim", "kill",
 };
 
 enum {
     READ, READ_MANY, WRITE, ZEROES, DISCARD, GUEST_WRITE, RESIZE, SNAPSHOT,
-    REVERT, EVICT, REOPEN, KILL, CORRUPT, KINDS,
+    REVERT, REOPEN, RECLAIM, KILL, KINDS,
 };
 
 /* Of 100000 operations. */
 static const unsigned shares[KINDS] = {
     [READ] = 70000, [READ_MANY] = 2000, [WRITE] = 8000, [ZEROES] = 1200,
     [DISCARD] = 1200, [GUEST_WRITE] = 16600, [RESIZE] = 100, [SNAPSHOT] = 25,
-    [REVERT] = 25, [EVICT] = 800, [REOPEN] = 30, [KILL] = 18, [CORRUPT] = 2,
+    [REVERT] = 25, [REOPEN] = 30, [RECLAIM] = 800, [KILL] = 20,
 };
 
 #ifdef CONFIG_LINUX_IO_URING
@@ -91,7 +90,6 @@ void stress_make_bases(const char *dir)
         g_assert_true(g_file_set_contents(path, (char *)bytes,
                                           DISK_BLOCKS * PAGE, NULL));
     }
-    g_usleep(1100 * 1000);      /* until they have keys */
 }
 
 static void disk_make(World *w, Disk *d, unsigned i)
@@ -127,7 +125,7 @@ static BlockDriverState *open_node(World *w, const char *name)
         if (bs) {
             return bs;
         }
-        if (!w->socket || !strstr(error_get_pretty(err), "socket: ")) {
+        if (!strstr(error_get_pretty(err), "socket: ")) {
             error_report_err(err);
             abort();
         }
@@ -142,13 +140,10 @@ static void disk_open(World *w, Disk *d)
     g_autofree char *image =
         g_strdup_printf("\"driver\":\"file\",\"aio\":\"%s\","
                         "\"filename\":\"%s\"", STRESS_AIO, d->file);
-    g_autofree char *store = w->socket ?
+    g_autofree char *store =
         g_strdup_printf("\"store\":\"linux\",\"socket\":\"%s\","
                         "\"share\":\"%s\"", w->socket,
-                        rnd(w, 3) ? "all" : "base") :
-        g_strdup_printf("\"store\":\"xen\",\"index-dir\":\"%s\","
-                        "\"store-size\":%u", w->index_dir,
-                        STORE_FRAMES * PAGE);
+                        rnd(w, 3) ? "all" : "base");
     g_autofree char *name =
         g_strdup_printf("json:{\"driver\":\"dedup-share\",\"group\":\"" GROUP
                         "\",%s,\"admission\":\"%s\","
@@ -217,8 +212,8 @@ static bool any_part(World *w, Disk *d, unsigned most, uint64_t *at,
 }
 
 /*
- * A part that may change.  With a store daemon half of an overlay never does:
- * what it leaves to its base is found by its place there.
+ * A part that may change.  Half of an overlay never does: what it leaves to its
+ * base is found by its place there.
  */
 static bool any_part_to_change(World *w, Disk *d, unsigned most, uint64_t *at,
                                uint64_t *bytes)
@@ -228,7 +223,7 @@ static bool any_part_to_change(World *w, Disk *d, unsigned most, uint64_t *at,
     if (!any_part(w, d, most, at, bytes)) {
         return false;
     }
-    if (w->socket && d->qcow2 && *at + *bytes > end) {
+    if (d->qcow2 && *at + *bytes > end) {
         *at = *at % end;
         *bytes = MIN(*bytes, end - *at);
     }
@@ -383,7 +378,7 @@ static void do_resize(World *w)
     Disk *d = any_disk(w);
     uint64_t size = (1 + rnd(w, DISK_BLOCKS * 8)) * 512;
 
-    if (w->socket && d->qcow2) {
+    if (d->qcow2) {
         return;
     }
     if (blk_truncate(d->blk, size, false, PREALLOC_MODE_OFF, 0, NULL) < 0) {
@@ -439,18 +434,10 @@ static void do_revert(World *w)
     }
 }
 
-static void do_evict(World *w)
+static void do_reclaim(World *w)
 {
-    DedupGroup *g = dedup_group_find(GROUP);
-
-    if (w->socket && !rnd(w, 50)) {
+    if (!rnd(w, 50)) {
         qmp_dedup_share_reclaim(GROUP, NULL);   /* for five seconds */
-    } else if (g) {
-        dedup_trim_now(g);
-        if (!rnd(w, 4)) {
-            dedup_evict_all(g);
-        }
-        stat64_set(&g->full_until, 0);
     }
 }
 
@@ -462,75 +449,15 @@ static void do_reopen(World *w)
     disk_open(w, d);
 }
 
-/* Not often: for a second the clients are without one. */
-static void kill_daemon(World *w)
-{
-    if (rnd(w, 50)) {
-        return;
-    }
-    stress_end_daemon(w->socket, rnd(w, 2) ? SIGKILL : SIGTERM);
-    stress_start_daemon(w->socket);
-}
-
 /*
- * Another process of the group is killed in the middle of all that it does; or
- * the store daemon is.
+ * The store daemon is killed in the middle of all that it does.  Not often: for
+ * a second the clients are without one.
  */
 static void do_kill(World *w)
 {
-    DedupGroup *g = dedup_group_find(GROUP);
-    DedupHolders other;
-    DedupIndex index;
-    uint32_t slots[8];
-    unsigned i;
-
-    if (w->socket) {
-        kill_daemon(w);
-        return;
-    }
-    if (!g || !dedup_holders_open(&other, g->dir.fd, STORE_FRAMES, true, false,
-                                  NULL)) {
-        return;                 /* also if that is damaged */
-    }
-    if (dedup_holders_take_row(&other, dedup_bury, g, NULL)) {
-        index = g->index;
-        index.member = other.row + 1;
-        dedup_index_alloc(&index, slots, rnd(w, 8));
-        for (i = rnd(w, 8); i; i--) {
-            dedup_index_evict_begin(&index, rnd(w, STORE_FRAMES));
-        }
-    }
-    dedup_holders_close(&other);
-}
-
-/* Somebody scribbles over a file of the group, or makes it shorter. */
-static void do_corrupt(World *w)
-{
-    g_autofree char *dir = g_build_filename(w->index_dir, GROUP, NULL);
-    g_autoptr(GDir) d = g_dir_open(dir, 0, NULL);
-    const char *name;
-    uint64_t word;
-    struct stat st;
-    unsigned i;
-    int fd;
-
-    while (d && (name = g_dir_read_name(d))) {
-        g_autofree char *path = g_build_filename(dir, name, NULL);
-
-        if (!strcmp(name, "frames") || !strcmp(name, "lock") || rnd(w, 2)) {
-            continue;
-        }
-        fd = open(path, O_RDWR);
-        g_assert_cmpint(fstat(fd, &st), ==, 0);
-        for (i = 1 + rnd(w, 8); i; i--) {
-            off_t at = rnd(w, MIN(st.st_size, 64 * 1024) / 8) * 8;
-
-            word = rnd(w, 2) ? (uint64_t)g_rand_int(w->rand) << rnd(w, 33) : 0;
-            if (pwrite(fd, &word, sizeof(word), at) != sizeof(word)) {
-                break;
-            }
-        }
-        close(fd);
+    if (!rnd(w, 50)) {
+        stress_end_daemon(w->socket, rnd(w, 2) ? SIGKILL : SIGTERM);
+        stress_start_daemon(w->socket);
     }
 }
 
@@ -538,8 +465,8 @@ static void (*const operations[KINDS])(World *w) = {
     [READ] = do_read, [READ_MANY] = do_read_many, [WRITE] = do_write,
     [ZEROES] = do_zeroes, [DISCARD] = do_discard,
     [GUEST_WRITE] = do_guest_write, [RESIZE] = do_resize,
-    [SNAPSHOT] = do_snapshot, [REVERT] = do_revert, [EVICT] = do_evict,
-    [REOPEN] = do_reopen, [KILL] = do_kill, [CORRUPT] = do_corrupt,
+    [SNAPSHOT] = do_snapshot, [REVERT] = do_revert, [RECLAIM] = do_reclaim,
+    [REOPEN] = do_reopen, [KILL] = do_kill,
 };
 
 void world_step(World *w, bool alone)
@@ -581,20 +508,13 @@ void stress_end_daemon(const char *socket, int signal)
 void world_init(World *w, const char *dir, const char *socket, unsigned number,
                 uint32_t seed)
 {
-    static DedupStoreOps store_ops;
     unsigned i;
 
     *w = (World) {
         .dir = dir, .socket = socket, .number = number,
         .rand = g_rand_new_with_seed(seed),
-        .index_dir = g_build_filename(dir, "index", NULL),
     };
-    store_ops = dedup_linux_store_ops;
-    if (!socket) {
-        /* QEMUs keep the store themselves, as they do on Xen */
-        store_ops.kind = DEDUP_SHARE_STORE_XEN;
-    }
-    dedup_store_register(&store_ops);
+    dedup_store_register(&dedup_linux_store_ops);
     w->guest = dedup_guest_ram_new(GUEST_PAGES * PAGE);
     for (i = 0; i < BASES; i++) {
         w->base_bytes[i] = g_malloc(DISK_BLOCKS * PAGE);
@@ -624,30 +544,5 @@ void world_destroy(World *w)
         g_free(w->base_bytes[i]);
     }
     dedup_guest_ram_free();
-    dedup_groups_leave();
     g_rand_free(w->rand);
-    g_free(w->index_dir);
-}
-
-static bool is_lost(DedupGroup *g, uint32_t slot, DedupFrameState state)
-{
-    if (state == DEDUP_FRAME_FREE) {
-        return !(qatomic_read(&g->index.free[BIT_WORD(slot)]) &
-                 BIT_MASK(slot));
-    }
-    return state != DEDUP_FRAME_SEALED && state != DEDUP_FRAME_RETIRED;
-}
-
-void stress_count_slots(DedupGroup *g, unsigned *used, unsigned *lost)
-{
-    unsigned member;
-    uint32_t slot;
-
-    *used = *lost = 0;
-    for (slot = 0; slot < g->index.nframes; slot++) {
-        DedupFrameState state = dedup_index_state(&g->index, slot, &member);
-
-        *used += state == DEDUP_FRAME_SEALED;
-        *lost += is_lost(g, slot, state);
-    }
 }

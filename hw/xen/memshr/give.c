@@ -184,7 +184,7 @@ static bool can_share_onto(const Page *p, long nominated, long count)
         finish(g, "nominate", nominated);
         return false;
     }
-    if (count > 1 && p->handle == g->word) {
+    if (count > 1 && p->handle == g->handle) {
         finish(g, "has it", 0);         /* this very frame */
         return false;
     }
@@ -235,7 +235,7 @@ static void share(XenGuest *s, DedupStore *store, const Page *pages,
     for (i = 0; i < n; i++) {
         const DedupGive *g = pages[i].give;
 
-        xen_calls_share(c, store->domid, xen_store_gfn(g->slot), g->word,
+        xen_calls_share(c, store->domid, xen_store_gfn(g->slot), g->handle,
                         xen_domid, g->dest.gfn, pages[i].handle);
     }
     xen_calls_make(c);

@@ -309,7 +309,7 @@ static void xen_store_grants_changed(void)
 
 /* --- the ops -------------------------------------------------------------- */
 
-static void xen_store_counters(DedupStore *store, DedupStoreCounters *c)
+static void xen_store_counters(DedupStoreCounters *c)
 {
     QEMU_LOCK_GUARD(&guest.lock);
     *c = guest.counters;
