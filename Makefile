@@ -11,7 +11,7 @@
 #   make bench        what reads cost, with the filter and without
 #   make model        random operations against a plain model; OPS=1000000
 #   make kill-test    processes that share and are killed; SECONDS=600
-#   make fuzz         hostile files and neighbours; SECONDS=600
+#   make fuzz         what clients say to the store daemon; SECONDS=600
 #   make hostile      attacks on the store daemon, by another user
 #   make lab          all scenarios on a real Xen; LAB=name for one
 #   make build        QEMU with dedup-share

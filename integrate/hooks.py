@@ -240,7 +240,7 @@ DOCS = [
     ('docs/meson.build', 'before', r"^        'qemu-pr-helper\.8': ",
      "        'qemu-dedup-store.8': (have_tools ? 'man8' : ''),\n"),
     ('docs/devel/index-internals.rst', 'after', r"^   block-coroutine-wrapper\n",
-     "   dedup-share\n"),
+     "   dedup-share/index\n"),
 ]
 
 HOOKS = (BUILD + QAPI + DATAPATH + FILES + PV_DISKS + UNPLUG + GUEST_RAM +

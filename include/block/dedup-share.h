@@ -5,7 +5,7 @@
  *
  * The seam between the dedup-share filter (block/), the stores that hold
  * the shared frames (hw/xen/memshr/) and the device models whose reads are
- * resolved.  docs/devel/dedup-share.rst describes the whole.
+ * resolved.  docs/devel/dedup-share/ describes the whole.
  */
 
 #ifndef BLOCK_DEDUP_SHARE_H
