@@ -24,7 +24,7 @@
 
 #include "block/dedup-share.h"
 #include "dedup-store/protocol.h"
-#include "given.h"
+#include "linux/given.h"
 
 typedef struct DedupHeld DedupHeld;
 
@@ -42,7 +42,7 @@ void dedup_held_unref(DedupHeld *h);
 bool dedup_held_is_of(const DedupHeld *h, const DedupMsgWelcome *welcome,
                       int fd);
 
-/* What pages of the guest are given by, see given.h. */
+/* What pages of the guest are given by, see linux/given.h. */
 DedupGivenOwner *dedup_held_owner(DedupHeld *h);
 
 /*

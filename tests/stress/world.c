@@ -12,7 +12,7 @@
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
 #include "block/snapshot.h"
-#include "block/dedup-share/linux.h"
+#include "block/dedup-share/linux/probe.h"
 #include "block/dedup-share/stats.h"
 #include "qapi/qapi-commands-dedup-share.h"
 #include "../unit/dedup-daemon.h"

@@ -5,7 +5,7 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/dedup-share/given.h"
+#include "block/dedup-share/linux/given.h"
 #include "dedup-guest-ram.h"
 
 static uint8_t *guest;

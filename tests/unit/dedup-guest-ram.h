@@ -3,8 +3,8 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
- * It stands in for block/dedup-share/ram.c: one piece of anonymous memory, or
- * none, in which case whatever is read is copied.
+ * It stands in for block/dedup-share/linux/ram.c: one piece of anonymous
+ * memory, or none, in which case whatever is read is copied.
  */
 
 #ifndef DEDUP_GUEST_RAM_H

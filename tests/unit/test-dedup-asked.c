@@ -17,7 +17,7 @@
 #include "qom/object.h"
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
-#include "block/dedup-share/linux.h"
+#include "block/dedup-share/linux/probe.h"
 #include "dedup-daemon.h"
 #include "dedup-guest-ram.h"
 #include "dedup-nodes.h"

@@ -15,7 +15,7 @@
 #include "qemu/units.h"
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
-#include "block/dedup-share/linux.h"
+#include "block/dedup-share/linux/probe.h"
 #include "block/dedup-share/parallel.h"
 #include "dedup-daemon.h"
 #include "dedup-guest-ram.h"

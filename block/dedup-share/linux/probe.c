@@ -10,7 +10,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/madvise.h"
-#include "linux.h"
+#include "probe.h"
 
 /* What a guest's QEMU needs beside is asked by who registers the store. */
 static bool linux_store_probe(Error **errp)

@@ -38,7 +38,7 @@
 #include "system/system.h"
 #include "system/xen.h"
 #include "given.h"
-#include "linux.h"
+#include "probe.h"
 
 /* Would new mappings lack what the user has asked for this memory? */
 static bool is_special(const RAMBlock *rb)

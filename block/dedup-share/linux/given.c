@@ -11,7 +11,7 @@
 #include "qemu/lockable.h"
 #include "block/dedup-share.h"
 #include "given.h"
-#include "trace.h"
+#include "trace/trace-block_dedup_share.h"
 
 /*
  * A page of a table: 0, or the owner's id << 32 | slot.  If it is known to be a
