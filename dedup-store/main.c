@@ -26,6 +26,7 @@
 #include "qemu/help-texts.h"
 #include "trace/control.h"
 #include "dedup-store/socket.h"
+#include "notify.h"
 #include "server.h"
 #include "tool.h"
 
@@ -427,6 +428,10 @@ static int run_daemon(void)
     uint64_t size;
     bool idle;
 
+    if (!notify_check(&err)) {
+        error_report_err(err);
+        return 1;
+    }
     if (sockets > 1) {
         error_report("systemd has passed %u sockets, not one", sockets);
         return 1;
@@ -461,6 +466,7 @@ static int run_daemon(void)
         qemu_write_pidfile(opts.pidfile, &error_fatal);
     }
     say_ready();
+    notify_ready();
     be_prepared();
     idle = server_run(sockets ? NULL : remove_socket);
     if (idle) {

@@ -12,6 +12,7 @@
 #include "qemu/lockable.h"
 #include "dedup-store/send.h"
 #include "checks.h"
+#include "notify.h"
 #include "server.h"
 #include "trace.h"
 
@@ -251,6 +252,7 @@ void server_reclaim(void)
 
 static gboolean on_second(gpointer opaque)
 {
+    notify_alive();
     end_silent();
     if (frames_are_lost(&server.store->frames)) {
         error_report("the store domain was destroyed; the store daemon ends");
@@ -322,6 +324,7 @@ bool server_run(void (*leave)(void))
     g_unix_signal_add(SIGTERM, on_signal, NULL);
     g_unix_signal_add(SIGINT, on_signal, NULL);
     g_main_loop_run(server.loop);
+    notify_stopping();
     if (leave) {
         leave();
     }
