@@ -58,6 +58,12 @@ typedef struct FramesOps {
     /* Bytes that the slots have.  Also with the store's lock held. */
     uint64_t (*memory)(void *frames);
 
+    /*
+     * Bytes that frames of earlier daemons have, which guests still use.  Also
+     * with the lock held.  NULL: they are not known.
+     */
+    uint64_t (*old_memory)(void *frames);
+
     /* What a client shares a frame by.  Also with the lock held.  NULL: 0. */
     uint64_t (*handle)(void *frames, uint32_t slot);
 
@@ -122,6 +128,11 @@ static inline int frames_drop(Frames *f, uint32_t slot, unsigned n)
 static inline uint64_t frames_memory(Frames *f)
 {
     return f->ops->memory(f->opaque);
+}
+
+static inline uint64_t frames_old_memory(Frames *f)
+{
+    return f->ops->old_memory ? f->ops->old_memory(f->opaque) : 0;
 }
 
 static inline uint64_t frames_handle(const Frames *f, uint32_t slot)

@@ -86,7 +86,8 @@ char *status_json(void)
 
     s->group = g_strdup(server.group);
     s->size = store->size;
-    s->memory = frames_memory(&store->frames);
+    s->memory = frames_memory(&store->frames) +
+                frames_old_memory(&store->frames);
     s->frames_used = store->nsealed - store->nidle;
     s->frames_idle = store->nidle;
     s->saved = store->saved * BLOCK;

@@ -63,8 +63,8 @@ static void append_node(GString *buf, DedupShareStats *s)
                                s->store_stats->mappings,
                                s->store_stats->mappings_max);
     } else if (s->store_stats) {
-        g_string_append_printf(buf, "    store: %" PRIu64 " of %" PRIu64
-                               " frames in use; %" PRIu64 " hypercalls in %"
+        g_string_append_printf(buf, "    store: %" PRIu64 " frames held, of at "
+                               "most %" PRIu64 "; %" PRIu64 " hypercalls in %"
                                PRIu64 " system calls\n",
                                s->store_stats->frames,
                                s->store_stats->size / 4096,

@@ -370,8 +370,14 @@ static uint64_t xen_memory(void *opaque)
 {
     XenFrames *f = opaque;
 
-    return (qatomic_read(&f->npages) + qatomic_read(&f->ndraining)) *
-           XC_PAGE_SIZE;
+    return (uint64_t)qatomic_read(&f->npages) * XC_PAGE_SIZE;
+}
+
+static uint64_t xen_old_memory(void *opaque)
+{
+    XenFrames *f = opaque;
+
+    return qatomic_read(&f->ndraining) * XC_PAGE_SIZE;
 }
 
 static uint64_t xen_handle(void *opaque, uint32_t slot)
@@ -424,6 +430,7 @@ const FramesOps frames_xen = {
     .retire = xen_retire,
     .drop = xen_drop,
     .memory = xen_memory,
+    .old_memory = xen_old_memory,
     .handle = xen_handle,
     .is_short = xen_is_short,
     .are_lost = xen_are_lost,
