@@ -21,22 +21,23 @@ def run(lab):
     change = Change(three)
     three.read_pages(500, GFNS)
     three.expect_blocks(GFNS, 500, "while all frames are in use")
-    lab.equal(change.of("blocks-given", "store-full"),
-              (FRAMES - HELD, 2 * HELD - FRAMES), "what there is room for")
-    # what the firmware has read of the disk can go: nobody has it any more
+    given, full = change.of("blocks-given", "store-full")
+    # what the firmware has read of the disks takes some frames, too
+    lab.check(FRAMES - HELD - 3 <= given <= FRAMES - HELD and
+              given + full == HELD, f"what there is room for: {given}, {full}")
+    # that can go: no guest has it any more
     evicted = store.status()["frames-evicted"]
     lab.check(evicted <= 3, f"nothing is evicted that a guest uses: {evicted}")
     one.expect_blocks(GFNS, 100, "the first guest's pages, under pressure")
     lab.equal(one.shared(), HELD, "pages of the first guest still shared")
 
     one.destroy()
-    lab.eventually(lambda: store.frames() == (16 + FRAMES - HELD, HELD - 16),
-                   "its holds end")
+    lab.eventually(lambda: store.frames()[0] == 16 + given, "its holds end")
     change = Change(three)
     three.read_pages(500, GFNS)
     three.expect_blocks(GFNS, 500, "in place of what nobody uses")
     lab.equal(change.of("blocks-given"), HELD, "all are given")
-    lab.equal(store.status()["frames-evicted"] - evicted, 2 * HELD - FRAMES,
+    lab.check(store.status()["frames-evicted"] - evicted >= HELD - given - 3,
               "idle frames made room")
     lab.equal(three.shared(), HELD, "pages that share them")
     two.expect_blocks(range(A, A + 16), 100, "the second guest's pages")

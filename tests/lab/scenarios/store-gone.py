@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon ends, is killed, or its domain destroyed: guests go on."""
 import signal
+import time
 
 from dedup import Change
-from labdom0 import DATA_GFN
+from faults import STORE_MAP, Faults
+from labdom0 import DATA_GFN, pattern
 
 BOOT = {"xen": "sharing", "fast": True, "timeout": 240}
 
@@ -13,13 +15,15 @@ OTHERS = range(0x900, 0x900 + N)
 
 
 def run(lab):
-    store = lab.store()
-    one, two = lab.tiny("g1"), lab.tiny("g2")
+    store, late = lab.store(), Faults("g1")
+    one, two = lab.tiny("g1", faults=late), lab.tiny("g2")
     lab.start_all(one, two)
     for how in (signal.SIGTERM, signal.SIGKILL):
         check_daemon(lab, store, one, two, how)
         store = lab.store()
         check_next(lab, one, two)
+    store = check_late_copy(lab, store, one, late)
+    check_next(lab, one, two)
     check_destroyed(lab, store, one, two)
 
 
@@ -62,6 +66,30 @@ def check_next(lab, one, two):
     lab.eventually(lambda: not [n for n in lab.strangers().values()
                                 if n.endswith("-draining")],
                    "the old store domain is gone")
+
+
+def check_late_copy(lab, store, one, late):
+    """A frame is freed by the next daemon when it is about to be copied."""
+    part = [(OTHERS[0], 512, 1024)]
+    for _ in range(2):                  # a miss, a hit; no page shares it
+        one.read(700 * 8, part)
+    old, frames = store.domid(), sum(store.frames())
+    late.set((STORE_MAP, {"delay_ms": 5000, "count": 1}))
+    one.start_read(700 * 8, part)
+    lab.eventually(lambda: late.done()[0], "it is about to be copied")
+    store.end(signal.SIGKILL)
+    store = lab.store()
+
+    def is_drained():
+        info = lab.xen.domain(old)
+        return info is None or info.pages + info.shared - 1 < frames
+    lab.eventually(is_drained, "frames are freed", 4)
+    time.sleep(0.2)
+    one.finish_read()
+    late.set()
+    lab.check(one.peek(OTHERS[0])[512:1536] == pattern.block(700)[:1024],
+              "what was read then")
+    return store
 
 
 def check_destroyed(lab, store, one, two):
