@@ -16,6 +16,9 @@
 #include "store.h"
 #include "trace.h"
 
+/* Idle frames that are tried for a block, before the store is full. */
+#define RETIRE_TRIES 4
+
 /* Of a group's digests that were seen once, and then forgotten at once. */
 #define MAX_SEEN (1 << 20)
 
@@ -391,6 +394,7 @@ typedef struct Work {
     Frame key;                  /* its digest */
     enum { ZEROES, FOUND, NEW, TWIN, NONE } kind;
     bool taken;                 /* NEW: its slot has to be retired first */
+    bool refused;               /* NONE: somebody uses what it has taken */
     unsigned twin;
     Frame *frame;               /* FOUND, NEW: pinned */
 } Work;
@@ -417,7 +421,7 @@ static void digest_all(Store *s, Work *w, const uint8_t *buf, unsigned n)
 
     for (i = 0; i < n; i++) {
         w[i].frame = NULL;
-        w[i].taken = false;
+        w[i].taken = w[i].refused = false;
         if (buffer_is_zero(buf + i * BLOCK, BLOCK)) {
             w[i].kind = ZEROES;
             continue;
@@ -477,9 +481,35 @@ static void find_all(Store *s, Work *w, const uint8_t *buf, unsigned n,
     }
 }
 
-/* Of the frames that were taken, those that somebody uses are not for us. */
-static void retire_taken(Store *s, Work *w, unsigned n)
+/* Try idle frames in place of those that somebody uses; false: none is idle. */
+static bool take_others(Store *s, Work *w, unsigned n)
 {
+    bool any = false;
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    for (i = 0; i < n; i++) {
+        if (!w[i].refused) {
+            continue;
+        }
+        w[i].frame = take_idle(s);
+        if (!w[i].frame) {
+            break;
+        }
+        w[i].kind = NEW;
+        w[i].taken = any = true;
+        w[i].refused = false;
+    }
+    return any;
+}
+
+/*
+ * Of the frames that were taken, those that somebody uses are not for us.
+ * Returns whether there are such.
+ */
+static bool retire_taken(Store *s, Work *w, unsigned n)
+{
+    bool refused = false;
     uint32_t slots[DEDUP_READ_BLOCKS];
     bool idle[DEDUP_READ_BLOCKS];
     unsigned i, ntaken = 0;
@@ -490,7 +520,7 @@ static void retire_taken(Store *s, Work *w, unsigned n)
         }
     }
     if (!ntaken) {
-        return;
+        return false;
     }
     frames_retire(&s->frames, slots, ntaken, idle);
     QEMU_LOCK_GUARD(&s->lock);
@@ -498,14 +528,17 @@ static void retire_taken(Store *s, Work *w, unsigned n)
         if (!w[i].taken) {
             continue;
         }
+        w[i].taken = false;
         if (idle[ntaken++]) {
             evicted(s, w[i].frame);
         } else {
             untaken(s, w[i].frame);
             w[i].frame = NULL;
             w[i].kind = NONE;           /* its answer is FULL */
+            w[i].refused = refused = true;
         }
     }
+    return refused;
 }
 
 static void write_new(Store *s, Work *w, const uint8_t *buf, unsigned n,
@@ -590,11 +623,14 @@ void store_keep(Store *s, const uint8_t *buf, unsigned n, uint32_t flags,
                 Kept *kept)
 {
     g_autofree Work *w = g_new(Work, n);
+    unsigned tries = RETIRE_TRIES;
 
     memset(kept, 0, n * sizeof(*kept));
     digest_all(s, w, buf, n);
     find_all(s, w, buf, n, flags, kept);
-    retire_taken(s, w, n);
+    while (retire_taken(s, w, n) && --tries && take_others(s, w, n)) {
+        /* until all have a slot that nobody uses */
+    }
     write_new(s, w, buf, n, kept);
     compare_found(s, w, buf, n, kept);
     hand_over(s, w, n, kept);

@@ -227,6 +227,16 @@ static void test_used(void)
     g_assert_cmpint(store_reclaim(store, 100), ==, 1);
     g_assert_cmpint(store->evicted, ==, 7);
     teardown();
+
+    /* the oldest one is in use: the next is taken */
+    setup_with(&ops, 4 * (BLOCK + STORE_OVERHEAD));
+    keep(0, 4, kept);
+    used_slot = frame_slot(store, kept[0].frame);
+    unpin(kept, 4);
+    keep(4, 1, kept);
+    unpin(kept, 1);
+    used_slot = -1;
+    teardown();
 }
 
 /* --- limits -------------------------------------------------------------- */
