@@ -86,6 +86,7 @@ struct DedupClient {
     const char *wrong;          /* the connection is to end */
     uint8_t token[DEDUP_TOKEN_SIZE];
     uint64_t size, asked;       /* as WELCOME has them */
+    uint64_t epoch;             /* counts what serial numbers belong to */
     DedupHeld *held;
     RequestList unsent, sent;
     DedupClientLayer *layers[DEDUP_LIMIT_LAYERS];
@@ -252,22 +253,10 @@ static Request *find_sent(DedupClient *c, uint64_t id)
     return NULL;
 }
 
-static const char *on_answer_block(DedupClient *c, DedupAnswers *answers,
-                                   unsigned i, const DedupMsgFrame *f)
+static bool is_answer(const DedupMsgFrame *f)
 {
-    if (f->answer < DEDUP_ANSWER_FRAME || f->answer > DEDUP_ANSWER_BUSY ||
-        f->flags & ~(DEDUP_FRAME_FILLED | DEDUP_FRAME_NEW)) {
-        return "an unknown answer";
-    }
-    if (f->answer == DEDUP_ANSWER_FRAME &&
-        !dedup_held_add(c->held, f, answers)) {
-        return "a frame that cannot be";
-    }
-    if (answers) {
-        answers->nfilled += f->flags & DEDUP_FRAME_FILLED;
-        answers->frames[i] = *f;
-    }
-    return NULL;
+    return f->answer >= DEDUP_ANSWER_FRAME && f->answer <= DEDUP_ANSWER_BUSY &&
+           !(f->flags & ~(DEDUP_FRAME_FILLED | DEDUP_FRAME_NEW));
 }
 
 static const char *on_answer(DedupClient *c, const DedupMsgAnswer *a,
@@ -275,27 +264,32 @@ static const char *on_answer(DedupClient *c, const DedupMsgAnswer *a,
 {
     const DedupMsgFrame *frames = (const void *)(a + 1);
     Request *r = find_sent(c, a->header.request);
-    const char *wrong = NULL;
-    unsigned i;
+    unsigned i, known = 0, done;
 
     if (!r || a->header.count != r->n ||
         size != sizeof(*a) + r->n * sizeof(*frames)) {
         return "an answer to nothing that was asked";
     }
-    if (!dedup_held_set_serial(c->held, a->serial)) {
+    while (known < r->n && is_answer(&frames[known])) {
+        known++;
+    }
+    if (!dedup_held_add(c->held, a->serial, frames, known, r->answers, &done)) {
         return "a serial number that does not ascend";
     }
     trace_dedup_client_answer(r->id, r->n, !r->answers);
-    for (i = 0; i < r->n; i++) {
-        wrong = wrong ?: on_answer_block(c, r->answers, i, &frames[i]);
-        if (wrong && r->answers) {
+    for (i = 0; r->answers && i < r->n; i++) {
+        if (i < done) {
+            r->answers->nfilled += frames[i].flags & DEDUP_FRAME_FILLED;
+            r->answers->frames[i] = frames[i];
+        } else {
             r->answers->frames[i].answer = DEDUP_ANSWER_FAILED;
         }
     }
+    i = r->n;
     wake_up(c, r);
     remove_sent(c, r);
     send_all(c);
-    return wrong;
+    return done == i ? NULL : "an unknown answer, or a frame that cannot be";
 }
 
 static Request *find_layer_request(DedupClient *c, uint32_t number)
@@ -387,11 +381,14 @@ static Request *request_new(int kind, DedupMsgType type, uint32_t count,
     return r;
 }
 
-/* A message that nobody waits for; dropped if the connection ends. */
-static void say(DedupClient *c, Request *r)
+/*
+ * A message that nobody waits for; dropped if the connection ends, or if it is
+ * of another @epoch, unless that is 0.
+ */
+static void say(DedupClient *c, Request *r, uint64_t epoch)
 {
     QEMU_LOCK_GUARD(&c->lock);
-    if (c->sock < 0 || c->wrong) {
+    if (c->sock < 0 || c->wrong || (epoch && epoch != c->epoch)) {
         request_free(r);
         return;
     }
@@ -402,6 +399,7 @@ static void say(DedupClient *c, Request *r)
 typedef struct Trim {
     DedupClient *c;
     DedupHeld *held;
+    uint64_t epoch;
     QemuThread thread;
 } Trim;
 
@@ -415,7 +413,8 @@ static void say_release(void *opaque, const uint32_t *slots, unsigned n,
     r->head.release.serial = serial;
     r->body_size = n * sizeof(*slots);
     r->body = r->own_body = g_memdup2(slots, r->body_size);
-    say(t->c, r);
+    /* slots and serial numbers of another daemon mean other frames */
+    say(t->c, r, t->epoch);
 }
 
 static void *trim_thread(void *opaque)
@@ -440,6 +439,7 @@ static void start_trim(DedupClient *c)
     t = g_new0(Trim, 1);
     t->c = c;
     t->held = dedup_held_ref(c->held);
+    t->epoch = c->epoch;
     qemu_thread_create(&t->thread, "dedup-trim", trim_thread, t,
                        QEMU_THREAD_DETACHED);
 }
@@ -463,12 +463,14 @@ static bool adopt(DedupClient *c, int sock, int frames,
         }
         if (memcmp(c->token, w->token, sizeof(c->token))) {
             dedup_held_restart(c->held);
+            c->epoch++;
         }
     } else {
         if (c->held) {
             dedup_held_unref(c->held);
         }
         c->held = new;
+        c->epoch++;
     }
     memcpy(c->token, w->token, sizeof(c->token));
     c->size = w->size;
@@ -807,7 +809,7 @@ bool dedup_client_reclaim(DedupClient *c, Error **errp)
                    "reclaim; use 'qemu-dedup-store reclaim'");
         return false;
     }
-    say(c, request_new(SAY, DEDUP_MSG_RECLAIM, 0, sizeof(DedupMsgHeader)));
+    say(c, request_new(SAY, DEDUP_MSG_RECLAIM, 0, sizeof(DedupMsgHeader)), 0);
     return true;
 }
 

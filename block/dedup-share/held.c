@@ -103,30 +103,19 @@ DedupGivenOwner *dedup_held_owner(DedupHeld *h)
     return &h->owner;
 }
 
-bool dedup_held_set_serial(DedupHeld *h, uint64_t serial)
-{
-    QEMU_LOCK_GUARD(&h->lock);
-    if (serial <= h->serial) {
-        return false;
-    }
-    h->serial = serial;
-    return true;
-}
-
 void dedup_held_restart(DedupHeld *h)
 {
     QEMU_LOCK_GUARD(&h->lock);
     h->serial = 0;
 }
 
-bool dedup_held_add(DedupHeld *h, const DedupMsgFrame *frame, bool pin)
+static bool add_frame(DedupHeld *h, const DedupMsgFrame *frame, bool pin)
 {
     Slot *s;
 
     if (frame->slot >= h->nslots || !frame->generation) {
         return false;
     }
-    QEMU_LOCK_GUARD(&h->lock);
     s = &h->slots[frame->slot];
     if ((s->held && s->generation != frame->generation) ||
         s->pins == UINT16_MAX) {
@@ -136,6 +125,22 @@ bool dedup_held_add(DedupHeld *h, const DedupMsgFrame *frame, bool pin)
     s->held = true;
     s->generation = frame->generation;
     s->pins += pin;
+    return true;
+}
+
+bool dedup_held_add(DedupHeld *h, uint64_t serial, const DedupMsgFrame *frames,
+                    unsigned n, bool pin, unsigned *done)
+{
+    QEMU_LOCK_GUARD(&h->lock);
+    *done = 0;
+    if (serial <= h->serial) {
+        return false;
+    }
+    h->serial = serial;
+    while (*done < n && (frames[*done].answer != DEDUP_ANSWER_FRAME ||
+                         add_frame(h, &frames[*done], pin))) {
+        ++*done;
+    }
     return true;
 }
 

@@ -46,18 +46,19 @@ bool dedup_held_is_of(const DedupHeld *h, const DedupMsgWelcome *welcome,
 DedupGivenOwner *dedup_held_owner(DedupHeld *h);
 
 /*
- * An answer with this serial number comes.  False if it is not greater than
- * those before it.  The daemon counts anew for a process that it does not know
- * any more; see dedup_held_restart().
+ * An answer with this @serial names those of @n frames whose answer is FRAME.
+ * If @pin, they are pinned.  False if the number is not greater than those
+ * before it.  *done is less than @n if that frame cannot be: no such slot, or
+ * one that is held and names something else.
+ *
+ * Nobody sees the number without the frames: a trim that says that it knows of
+ * the answer lets go of none of them.
  */
-bool dedup_held_set_serial(DedupHeld *h, uint64_t serial);
-void dedup_held_restart(DedupHeld *h);
+bool dedup_held_add(DedupHeld *h, uint64_t serial, const DedupMsgFrame *frames,
+                    unsigned n, bool pin, unsigned *done);
 
-/*
- * An answer names @frame.  If @pin, it is pinned.  False if it cannot be: no
- * such slot, or one that is held and names something else.
- */
-bool dedup_held_add(DedupHeld *h, const DedupMsgFrame *frame, bool pin);
+/* The daemon counts anew, for a process that it does not know any more. */
+void dedup_held_restart(DedupHeld *h);
 
 /* Pin what is remembered from an earlier answer.  False: it was let go. */
 bool dedup_held_pin(DedupHeld *h, uint32_t slot, uint32_t generation);

@@ -19,6 +19,7 @@
 #include "dedup-store/send.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
+#include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/memfd.h"
 #include "qemu/units.h"
@@ -399,21 +400,88 @@ static void test_trim_race(void)
     int fd = qemu_memfd_create("frames", (size_t)nslots * PAGE, false, 0, 0,
                                &error_abort);
     DedupHeld *h = dedup_held_new(fd, &w, &error_abort);
-    unsigned calls = 0;
+    g_autofree DedupMsgFrame *frames = g_new(DedupMsgFrame, nslots);
+    unsigned calls = 0, done;
 
     trimmed = h;
-    g_assert_true(dedup_held_set_serial(h, 7));
     for (i = 0; i < nslots; i++) {
-        DedupMsgFrame f = late;
-
-        f.slot = i;
-        g_assert_true(dedup_held_add(h, &f, i == late.slot));
+        frames[i] = late;
+        frames[i].slot = i;
     }
+    frames[late.slot].answer = DEDUP_ANSWER_ZEROES;
+    g_assert_true(dedup_held_add(h, 6, frames, nslots, false, &done));
+    g_assert_true(dedup_held_add(h, 7, &late, 1, true, &done));
+    g_assert_false(dedup_held_add(h, 7, &late, 1, true, &done));
     dedup_held_trim(h, release_some, &calls);
     g_assert_cmpint(calls, ==, 2);
     g_assert_cmpint(dedup_held_count(h), ==, 1);
     g_assert_true(dedup_held_pin(h, late.slot, late.generation));
     g_assert_false(dedup_held_pin(h, 0, late.generation));
+    dedup_held_unref(h);
+}
+
+/* What the daemon would know, of as many slots as an answer has. */
+static struct {
+    QemuMutex lock;
+    uint64_t named;             /* the serial of the answer that named all */
+    bool holds[DEDUP_READ_BLOCKS];
+    bool stop;                  /* atomic */
+} model;
+
+static void release_in_model(void *opaque, const uint32_t *slots, unsigned n,
+                             uint64_t serial)
+{
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&model.lock);
+    for (i = 0; i < n; i++) {
+        model.holds[slots[i]] &= model.named > serial;
+    }
+}
+
+static void *trim_always(void *opaque)
+{
+    while (!qatomic_read(&model.stop)) {
+        dedup_held_trim(opaque, release_in_model, NULL);
+    }
+    return NULL;
+}
+
+/* A trim lets go of nothing that an answer names which it says it knows of. */
+static void test_trim_serial(void)
+{
+    DedupMsgFrame frames[DEDUP_READ_BLOCKS];
+    DedupMsgWelcome w = {
+        .store = DEDUP_STORE_KIND_LINUX, .nslots = DEDUP_READ_BLOCKS,
+        .uuid = { 1 },
+    };
+    int fd = qemu_memfd_create("frames", DEDUP_READ_BLOCKS * PAGE, false, 0, 0,
+                               &error_abort);
+    DedupHeld *h = dedup_held_new(fd, &w, &error_abort);
+    GThread *thread;
+    unsigned i, done, rounds;
+
+    qemu_mutex_init(&model.lock);
+    for (i = 0; i < DEDUP_READ_BLOCKS; i++) {
+        frames[i] = late;
+        frames[i].slot = i;
+    }
+    thread = g_thread_new("trim", trim_always, h);
+    for (rounds = 1; rounds <= 20000; rounds++) {
+        WITH_QEMU_LOCK_GUARD(&model.lock) {
+            model.named = rounds;
+            memset(model.holds, true, sizeof(model.holds));
+        }
+        g_assert_true(dedup_held_add(h, rounds, frames, DEDUP_READ_BLOCKS,
+                                     true, &done));
+        for (i = 0; i < DEDUP_READ_BLOCKS; i++) {
+            g_assert_true(qatomic_read(&model.holds[i]));
+        }
+        dedup_held_unpin(h, frames, DEDUP_READ_BLOCKS);
+    }
+    qatomic_set(&model.stop, true);
+    g_thread_join(thread);
+    qemu_mutex_destroy(&model.lock);
     dedup_held_unref(h);
 }
 
@@ -1128,15 +1196,16 @@ static void test_xen_held(void)
     DedupMsgFrame pinned = { .answer = DEDUP_ANSWER_FRAME, .slot = 2,
                              .generation = 1, .handle = 99 };
     DedupHeld *h = hold_fake(8);
+    unsigned done;
     uint8_t byte;
     uint32_t i;
 
-    g_assert_true(dedup_held_set_serial(h, 1));
     for (i = 0; i < 5; i++) {
         DedupMsgFrame f = pinned;
 
         f.slot = i;
-        g_assert_true(dedup_held_add(h, &f, i == pinned.slot));
+        g_assert_true(dedup_held_add(h, i + 1, &f, 1, i == pinned.slot,
+                                     &done));
     }
     g_assert_false(dedup_held_give(h, 0, NULL, 1));
     g_assert_cmpint(dedup_held_copy(h, 4, 9, &byte, 1), ==, 0);
@@ -1233,6 +1302,7 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/client/many", test_many);
     g_test_add_func("/dedup/client/break", test_break);
     g_test_add_func("/dedup/client/trim", test_trim);
+    g_test_add_func("/dedup/client/trim-serial", test_trim_serial);
     g_test_add_func("/dedup/client/trim-race", test_trim_race);
     dedup_store_register(&fake_xen);
     g_test_add_func("/dedup/client/xen-held", test_xen_held);

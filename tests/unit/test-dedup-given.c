@@ -47,18 +47,20 @@ static void setup(void)
     int fd = qemu_memfd_create("frames", NFRAMES * PAGE, false, 0, 0,
                                &error_abort);
     uint8_t page[PAGE];
-    unsigned i;
+    unsigned i, done;
 
     for (i = 0; i < NFRAMES; i++) {
         make_content(page, i);
         g_assert_cmpint(pwrite(fd, page, PAGE, (off_t)i * PAGE), ==, PAGE);
     }
     held = dedup_held_new(fd, &w, &error_abort);
-    g_assert_true(dedup_held_set_serial(held, 1));
     for (i = 0; i < NFRAMES; i++) {
-        DedupMsgFrame f = { .slot = i, .generation = 1 };
+        DedupMsgFrame f = {
+            .answer = DEDUP_ANSWER_FRAME, .slot = i, .generation = 1,
+        };
 
-        g_assert_true(dedup_held_add(held, &f, false));
+        g_assert_true(dedup_held_add(held, i + 1, &f, 1, false, &done));
+        g_assert_cmpint(done, ==, 1);
     }
     guest = dedup_guest_ram_new(NPAGES * PAGE);
 }
