@@ -64,11 +64,20 @@ static bool send_plain(Client *c, DedupMsgType type, uint32_t count,
 
 /* --- answers, with the lock held ------------------------------------------ */
 
-/* The layer was written to since the block was decided: that is void. */
-static void check_lease(Store *s, Block *b)
+/*
+ * The layer was written to since the block was decided: that is void.  The
+ * kernel is asked: while this process was stopped it may have taken the lease
+ * away, and the thread that minds leases may not know yet.  *last is the layer
+ * that was found to have one last.
+ */
+static void check_lease(Store *s, Block *b, const Layer **last)
 {
-    if (b->layer && b->answer && b->answer != DEDUP_ANSWER_NO_LEASE &&
-        !CHECK("answer-leased", layer_is_leased(b->layer))) {
+    if (!b->layer || b->layer == *last || b->answer == DEDUP_ANSWER_NO_LEASE) {
+        return;
+    }
+    if (CHECK("answer-leased", layer_has_lease(b->layer))) {
+        *last = b->layer;
+    } else {
         if (b->frame) {
             store_unpin(s, b->frame);
             b->frame = NULL;
@@ -79,12 +88,12 @@ static void check_lease(Store *s, Block *b)
 
 /* Hold the frame, and say what became of the block. */
 static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
-                                  uint64_t serial)
+                                  uint64_t serial, const Layer **last)
 {
     uint32_t flags = (b->filled ? DEDUP_FRAME_FILLED : 0) |
                      (b->made ? DEDUP_FRAME_NEW : 0);
 
-    check_lease(s, b);
+    check_lease(s, b, last);
     if (b->answer == DEDUP_ANSWER_FULL) {
         server.want_trim = true;
     }
@@ -111,10 +120,12 @@ static bool send_answer(Client *c, Request *r)
         .header = { DEDUP_MSG_ANSWER, r->n, r->id },
         .serial = ++c->process->serial,
     };
+    const Layer *last = NULL;
     unsigned i;
 
     for (i = 0; i < r->n; i++) {
-        frames[i] = answer_block(server.store, c, &r->blocks[i], a.serial);
+        frames[i] = answer_block(server.store, c, &r->blocks[i], a.serial,
+                                 &last);
     }
     return send_two(c, &a, sizeof(a), frames, r->n * sizeof(frames[0]));
 }
@@ -538,6 +549,10 @@ static const char *on_release(Client *c, const Message *m)
         return "RELEASE: wrong size";
     }
     QEMU_LOCK_GUARD(&server.store->lock);
+    if (!CHECK("release-future",
+               m->release.serial <= c->process->serial)) {
+        return "RELEASE: a serial number that no answer had";
+    }
     for (i = 0; i < m->header.count; i++) {
         if (!CHECK("release-slot", slots[i] < server.store->frames.nslots)) {
             return "RELEASE: a slot is out of range";

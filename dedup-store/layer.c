@@ -125,6 +125,11 @@ static bool has_lease(int fd)
     return fcntl(fd, F_GETLEASE) == F_RDLCK;
 }
 
+bool layer_has_lease(const Layer *layer)
+{
+    return layer_is_leased(layer) && has_lease(layer->fd);
+}
+
 /* It is in no list any more, so that nobody else finds it. */
 static void remove_layer(Layers *l, Layer *layer)
 {

@@ -92,6 +92,9 @@ static inline bool layer_is_leased(const Layer *layer)
     return layer->state == LAYER_LEASED;
 }
 
+/* Is it leased, as the kernel says at this moment? */
+bool layer_has_lease(const Layer *layer);
+
 /* What is known of @block; NULL: nothing of all that is near it. */
 const Entry *layer_entry(const Layer *layer, uint64_t block);
 void layer_record(Layer *layer, uint64_t block, Entry entry);

@@ -29,7 +29,8 @@ static void finish_layer(Client *c, int number, Layer *layer,
     }
     cl->opening = false;
     cl->layer = layer;
-    cl->state = state;
+    /* its lease may have broken meanwhile; then nobody was told */
+    cl->state = layer && !layer_is_leased(layer) ? DEDUP_LAYER_BROKEN : state;
     pstrcpy(cl->text, sizeof(cl->text), text);
     cl->changed = c->layers_changed = true;
     client_kick(c);
