@@ -62,7 +62,6 @@ typedef struct Request {
 
 typedef QTAILQ_HEAD(, Request) RequestList;
 
-
 struct DedupClient {
     char *path;
     DedupStoreKind kind;
@@ -265,6 +264,7 @@ static const char *on_answer(DedupClient *c, const DedupMsgAnswer *a,
     const DedupMsgFrame *frames = (const void *)(a + 1);
     Request *r = find_sent(c, a->header.request);
     unsigned i, known = 0, done;
+    bool whole;
 
     if (!r || a->header.count != r->n ||
         size != sizeof(*a) + r->n * sizeof(*frames)) {
@@ -285,11 +285,11 @@ static const char *on_answer(DedupClient *c, const DedupMsgAnswer *a,
             r->answers->frames[i].answer = DEDUP_ANSWER_FAILED;
         }
     }
-    i = r->n;
+    whole = done == r->n;
     wake_up(c, r);
     remove_sent(c, r);
     send_all(c);
-    return done == i ? NULL : "an unknown answer, or a frame that cannot be";
+    return whole ? NULL : "an unknown answer, or a frame that cannot be";
 }
 
 static Request *find_layer_request(DedupClient *c, uint32_t number)

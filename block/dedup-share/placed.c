@@ -4,8 +4,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * A frame is mapped or shared over guest memory, or copied to where the request
- * wants it.
- * What is not in place then is the caller's to read.
+ * wants it.  What is not in place then is the caller's to read.
  */
 
 #include "qemu/osdep.h"

@@ -78,7 +78,7 @@ bool dedup_put_is_stopped(BDRVDedupShareState *s)
 
 bool dedup_put_skips(BDRVDedupShareState *s)
 {
-    return qatomic_read(&s->putting.stopped) && !s->files.n &&
+    return dedup_put_is_stopped(s) && !s->files.n &&
            !take_turn(&s->putting);
 }
 
@@ -102,7 +102,7 @@ void coroutine_fn dedup_put_probe(BDRVDedupShareState *s,
     uint8_t buf[DEDUP_BLOCK_SIZE];
     const DedupBlock *b;
 
-    if (!qatomic_read(&s->putting.stopped)) {
+    if (!dedup_put_is_stopped(s)) {
         return;
     }
     b = find_unmatched(blocks, n);
@@ -202,7 +202,7 @@ dedup_put_blocks(BlockDriverState *bs, const DedupTarget *t,
                  DedupBlock *blocks, unsigned n)
 {
     BDRVDedupShareState *s = bs->opaque;
-    bool stopped = qatomic_read(&s->putting.stopped);
+    bool stopped = dedup_put_is_stopped(s);
     DEDUP_HOT_ARRAY Puts puts;
     unsigned i, nruns = 0, run = 0;
 
