@@ -9,7 +9,7 @@ import time
 import faults as f
 from dedup import Change
 from faults import Faults
-from labdom0 import DATA_GFN
+from labdom0 import DATA_GFN, PAGE, pattern
 
 BOOT = {"xen": "sharing", "fast": True, "timeout": 240}
 
@@ -42,7 +42,8 @@ ONTO_FRESH = (
      "failed", N),
 )
 ONTO_SHARED = (
-    ("unshare: no memory", [(f.PRIVATE, {"result": errno.EAGAIN})],
+    ("unshare: no memory", [(f.PRIVATE, {"result": errno.EAGAIN,
+                                         "count": 1})],
      "failed", N),
     ("count", [(f.COUNT, {"result": -errno.EIO, "count": 4})], "failed", 4),
     ("nominate: no memory", [(f.NOMINATE, {"result": -errno.ENOMEM})],
@@ -51,7 +52,8 @@ ONTO_SHARED = (
      "evicted", 1),
     ("share, and it cannot be undone",
      [(f.SHARE, {"result": -errno.EIO}),
-      (f.PRIVATE, {"result": errno.EAGAIN, "skip": 1})], "failed", N),
+      (f.PRIVATE, {"result": errno.EAGAIN, "skip": 1, "count": 1})],
+     "failed", N),
     ("all multicalls", [(f.MULTICALL, {"result": errno.EFAULT})],
      "failed", N),
 )
@@ -84,6 +86,7 @@ def run(lab):
     for i, case in enumerate(FILLS):
         check_case(lab, two, store, case, 1000 + i * N, GFNS)
     check_peek(lab, two, broken)
+    check_map(lab, two, broken)
     check_late(lab, one, two, broken)
     one.expect_blocks(GFNS, 100, "the other guest, after all of it")
 
@@ -112,8 +115,8 @@ def check_split(lab, guest, broken):
     """Splitting a large mapping fails."""
     gfns = range(0x1e00, 0x1e00 + N)
     check_case(lab, guest, broken,
-               ("split", [(f.PRIVATE, {"result": errno.EAGAIN})], "failed", N),
-               100, gfns)
+               ("split", [(f.PRIVATE, {"result": errno.EAGAIN,
+                                       "count": 1})], "failed", N), 100, gfns)
     broken.set((f.PRIVATE, {}))
     for first in (0x1e40, 0x1e60, 0x1bf8):
         guest.read_pages(100, range(first, first + N))
@@ -130,6 +133,19 @@ def check_peek(lab, guest, broken):
     guest.expect_blocks([GFNS[0]], 100, "what could not be copied")
     lab.equal(change.of("blocks-copied"), 0, "nothing was copied")
     lab.check(change.of("bytes-passed") > 0, "it was read")
+
+
+def check_map(lab, guest, broken):
+    """A shared page is not mapped for an ordinary read before it is private."""
+    guest.read_pages(100, GFNS)
+    broken.set((f.PRIVATE, {"result": errno.EAGAIN, "count": 5}))
+    guest.read(17, [(GFNS[3], 0, PAGE)])
+    lab.equal(broken.done()[0], 5, "tries")
+    broken.set()
+    lab.check(guest.peek(GFNS[3]) == pattern.base(17 * 512, PAGE),
+              "what is read when there is memory")
+    lab.equal([guest.references(g) is None for g in GFNS[2:5]],
+              [False, True, False], "not shared are")
 
 
 def check_late(lab, one, two, broken):
