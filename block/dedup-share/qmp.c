@@ -23,6 +23,7 @@ static DedupShareNotGiven *not_given_new(DedupCounters *c)
         [DEDUP_NO_LAYER] = &n->no_layer,
         [DEDUP_UNALLOCATED] = &n->unallocated,
         [DEDUP_STORE_FULL] = &n->store_full,
+        [DEDUP_NO_MEMORY] = &n->no_memory,
         [DEDUP_BUSY] = &n->busy,
         [DEDUP_MAPPED] = &n->mapped,
         [DEDUP_CHANGED] = &n->changed,

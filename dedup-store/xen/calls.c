@@ -1,5 +1,5 @@
 /*
- * qemu-dedup-store: many memory operations of Xen in one system call
+ * qemu-dedup-store: Xen's memory, and many operations in one system call
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
@@ -15,6 +15,27 @@
 #define BUF_SIZE (XEN_CALLS_MAX * (sizeof(multicall_entry_t) +              \
                                    sizeof(xen_mem_sharing_op_t)))
 #define BUF_PAGES DIV_ROUND_UP(BUF_SIZE, XC_PAGE_SIZE)
+
+bool xen_get_spare_pages(xc_interface *xc, int64_t *spare, uint64_t *total)
+{
+    xc_physinfo_t info = { 0 };
+
+    if (xc_physinfo(xc, &info)) {
+        return false;
+    }
+    *spare = (int64_t)(info.free_pages - info.outstanding_pages);
+    if (total) {
+        *total = info.total_pages;
+    }
+    return true;
+}
+
+bool xen_can_nominate(xc_interface *xc)
+{
+    int64_t spare;
+
+    return xen_get_spare_pages(xc, &spare, NULL) && spare >= XEN_SPARE_FLOOR;
+}
 
 bool xen_calls_init(XenCalls *c, Error **errp)
 {

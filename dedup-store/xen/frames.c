@@ -315,7 +315,8 @@ static int xen_write(void *opaque, uint32_t slot, unsigned n, const void *buf)
     for (i = 0; i < n && !ret; i += some) {
         some = MIN(n - i, XEN_PAGES_MAX);
         QEMU_LOCK_GUARD(&f->lock);
-        ret = write_some(f, slot + i, some,
+        ret = !xen_can_nominate(f->host.xc) ? -ENOMEM :
+              write_some(f, slot + i, some,
                          (const char *)buf + i * XC_PAGE_SIZE);
     }
     return ret;
@@ -399,16 +400,16 @@ static uint64_t xen_host_memory(void)
     return info.total_pages * (uint64_t)XC_PAGE_SIZE;
 }
 
-/* Claims are as good as taken; they can be more than what is free. */
 static bool xen_is_short(void *opaque)
 {
     XenFrames *f = opaque;
-    xc_physinfo_t info = { 0 };
+    uint64_t total;
+    int64_t spare;
 
     QEMU_LOCK_GUARD(&f->lock);
-    return !xc_physinfo(f->host.xc, &info) &&
-           (int64_t)(info.free_pages - info.outstanding_pages) <
-           (int64_t)(info.total_pages / 100 * FREE_PERCENT);
+    return xen_get_spare_pages(f->host.xc, &spare, &total) &&
+           spare < (int64_t)MAX(total / 100 * FREE_PERCENT,
+                                2 * XEN_SPARE_FLOOR);
 }
 
 static bool xen_are_lost(void *opaque)

@@ -46,6 +46,7 @@ typedef enum DedupResult {
     DEDUP_NO_LAYER,
     DEDUP_UNALLOCATED,
     DEDUP_STORE_FULL,
+    DEDUP_NO_MEMORY,
     DEDUP_BUSY,
     DEDUP_MAPPED,
     DEDUP_CHANGED,

@@ -29,6 +29,24 @@ static inline uint64_t xen_store_gfn(uint32_t slot)
     return XEN_STORE_GFN_BASE + slot;
 }
 
+/* --- Xen's memory --------------------------------------------------------- */
+
+/*
+ * Pages that are free and that no domain has claimed: less than 0 if more are
+ * claimed than free.  *total, if not NULL, is what the host has.  False: Xen
+ * did not say.
+ */
+bool xen_get_spare_pages(xc_interface *xc, int64_t *spare, uint64_t *total);
+
+/*
+ * Is there memory for a batch of nominations?  Xen allocates about a hundred
+ * bytes for each, and the host comes down where it cannot (Xen 4.17,
+ * xen/arch/x86/mm/mem_sharing.c).  Between this look and the nominations others
+ * may take memory: so the floor, 16 MiB, is that of thousands of batches.
+ */
+#define XEN_SPARE_FLOOR 4096
+bool xen_can_nominate(xc_interface *xc);
+
 /* --- many memory operations in one system call --------------------------- */
 
 #define XEN_CALLS_MAX 128

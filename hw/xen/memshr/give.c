@@ -26,6 +26,8 @@
  *   is paused from the split to the nomination.
  * - No page is left nominated that was not shared: if its domain dies while
  *   somebody maps it, Xen crashes.
+ * - Nothing is nominated while Xen is short of memory: it would crash where it
+ *   found none.
  * - Whatever fails, the page stays the guest's own RAM, and is read in the
  *   ordinary way.
  *
@@ -390,26 +392,37 @@ static void record(DedupStore *store, const DedupGive *gives, unsigned n)
     }
 }
 
+static void refuse_all(DedupGive *gives, unsigned n, DedupResult why)
+{
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        gives[i].result = why;
+    }
+}
+
 void xen_memshr_give(DedupStore *store, DedupGive *gives, unsigned n)
 {
     XenGuest *s = xen_memshr_guest();
     Page pages[DEDUP_BATCH];
     uint64_t hypercalls, system_calls;
-    unsigned i;
 
     QEMU_LOCK_GUARD(&s->lock);
     if (global_dirty_tracking) {        /* may have begun after resolve() */
-        for (i = 0; i < n; i++) {
-            gives[i].result = DEDUP_NOT_RAM;
-        }
+        refuse_all(gives, n, DEDUP_NOT_RAM);
         return;
     }
     hypercalls = s->calls.hypercalls + s->other_hypercalls;
     system_calls = s->calls.system_calls + s->other_system_calls;
-    xen_memshr_mapcache_lock();
-    give_pages(s, store, pages, choose(s, gives, n, pages));
-    xen_memshr_mapcache_unlock();
-    record(store, gives, n);
+    xen_memshr_count_calls(s, 1, 1);
+    if (xen_can_nominate(s->xc)) {
+        xen_memshr_mapcache_lock();
+        give_pages(s, store, pages, choose(s, gives, n, pages));
+        xen_memshr_mapcache_unlock();
+        record(store, gives, n);
+    } else {
+        refuse_all(gives, n, DEDUP_NO_MEMORY);
+    }
     s->counters.give_hypercalls += s->calls.hypercalls + s->other_hypercalls -
                                    hypercalls;
     s->counters.give_system_calls += s->calls.system_calls +

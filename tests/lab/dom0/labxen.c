@@ -139,6 +139,36 @@ int lab_populate(uint32_t domid, uint64_t gfn, int count)
     return check(rc);
 }
 
+/* Of an empty PV domain: take memory until Xen has @leave pages free. */
+int lab_take_memory(uint32_t domid, uint64_t leave)
+{
+    static xen_pfn_t gfns[512];
+    int64_t free_pages, got = 1;
+    unsigned order, n, i;
+    xen_pfn_t next = 0;
+
+    if (xc_domain_setmaxmem(xc, domid, 1ULL << 32)) {
+        return -errno;
+    }
+    for (order = 9; ; ) {
+        free_pages = lab_free_pages() - (int64_t)leave;
+        n = free_pages > 0 ? free_pages >> order : 0;
+        n = n < 512 ? n : 512;
+        if (!n || got <= 0) {
+            if (!order) {
+                return free_pages > 0 ? -ENOMEM : 0;
+            }
+            order = 0;
+            got = 1;
+            continue;
+        }
+        for (i = 0; i < n; i++, next += 1 << order) {
+            gfns[i] = next;
+        }
+        got = xc_domain_populate_physmap(xc, domid, n, order, 0, gfns);
+    }
+}
+
 int lab_pause(uint32_t domid, int pause)
 {
     return check(pause ? xc_domain_pause(xc, domid)

@@ -42,6 +42,7 @@ PROTOTYPES = {
     "lab_sharing": (c_int, [c_uint32, c_int]),
     "lab_share": (c_int, [c_uint32, c_uint64, c_uint64, c_uint32, c_uint64]),
     "lab_populate": (c_int, [c_uint32, c_uint64, c_int]),
+    "lab_take_memory": (c_int, [c_uint32, c_uint64]),
     "lab_pause": (c_int, [c_uint32, c_int]),
     "lab_create": (c_int, [c_int, c_int, c_char_p]),
     "lab_destroy": (c_int, [c_uint32]),
@@ -150,6 +151,10 @@ class Xen:
     def populate(self, domid, gfn, count):
         """Pages for an empty HVM domain."""
         self.call("populate", domid, gfn, count)
+
+    def take_memory(self, domid, leave=0):
+        """An empty PV domain takes all of Xen's memory but some pages."""
+        self.call("take_memory", domid, leave)
 
     def pause(self, domid, pause=True):
         self.call("pause", domid, int(pause))
