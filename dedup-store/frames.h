@@ -31,7 +31,10 @@ typedef struct FramesOps {
     void *(*open)(const char *group, const char *place, uint32_t nslots,
                   Error **errp);
 
-    /* Give back the memory of all that no guest uses. */
+    /*
+     * Let go of them.  What was not dropped stays, if a guest can have it, for
+     * the next daemon at that place.
+     */
     void (*close)(void *frames);
 
     /* Fill in what a client is told; returns the descriptor for it, or -1. */
@@ -48,7 +51,8 @@ typedef struct FramesOps {
 
     /*
      * Frames that no client holds: idle[i] says whether nobody uses slots[i].
-     * Nobody can from then on.  NULL: what no client holds nobody uses.
+     * Nobody can from then on.  NULL: what no client holds nobody uses, and
+     * nothing outlives close().
      */
     void (*retire)(void *frames, const uint32_t *slots, unsigned n, bool *idle);
 

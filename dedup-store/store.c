@@ -19,6 +19,9 @@
 /* Idle frames that are tried for a block, before the store is full. */
 #define RETIRE_TRIES 4
 
+/* Idle frames are dropped for so long when a daemon ends. */
+#define DROP_AT_END_US (10 * G_USEC_PER_SEC)
+
 /* Of a group's digests that were seen once, and then forgotten at once. */
 #define MAX_SEEN (1 << 20)
 
@@ -95,8 +98,24 @@ Store *store_new(const FramesOps *ops, const char *group, const char *place,
     return s;
 }
 
+/* What outlives the daemon would wait for the next one. */
+static void drop_idle(Store *s)
+{
+    int64_t end = g_get_monotonic_time() + DROP_AT_END_US;
+    unsigned left, some;
+
+    store_punch_holes(s);
+    for (left = s->nidle; left && g_get_monotonic_time() < end; left -= some) {
+        some = MIN(left, STORE_RECLAIM_MOST);
+        store_reclaim(s, some);
+    }
+}
+
 void store_free(Store *s)
 {
+    if (s->frames.ops->retire) {
+        drop_idle(s);
+    }
     frames_close(&s->frames);
     g_hash_table_destroy(s->digests);
     g_hash_table_destroy(s->seen);

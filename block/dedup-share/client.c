@@ -461,6 +461,7 @@ static bool adopt(DedupClient *c, int sock, int frames,
         if (frames >= 0) {
             close(frames);
         }
+        dedup_held_set_orphaned(c->held, false);
         if (memcmp(c->token, w->token, sizeof(c->token))) {
             dedup_held_restart(c->held);
             c->epoch++;
@@ -516,6 +517,7 @@ static void forget_connection(DedupClient *c, const char *why)
         return;
     }
     trace_dedup_client_end(c->path, why);
+    dedup_held_set_orphaned(c->held, true);
     close(c->sock);
     c->sock = -1;
     c->nsent = 0;

@@ -26,6 +26,7 @@ struct DedupHeld {
     unsigned refs;              /* atomic */
     const DedupStoreOps *ops;   /* Xen; else NULL, and */
     DedupStore *store;
+    bool orphaned;              /* atomic */
     int fd;                     /* Linux; else -1 */
     uint32_t nslots;
     uint8_t uuid[16];
@@ -190,6 +191,14 @@ void dedup_held_give_pages(DedupHeld *h, DedupGive *gives, unsigned n)
 {
     assert(h->store);
     h->ops->give(h->store, gives, n);
+    if (qatomic_read(&h->orphaned)) {
+        h->ops->take_back(h->store, gives, n);
+    }
+}
+
+void dedup_held_set_orphaned(DedupHeld *h, bool orphaned)
+{
+    qatomic_set(&h->orphaned, orphaned);
 }
 
 int dedup_held_copy(DedupHeld *h, uint32_t slot, size_t skip, void *buf,

@@ -72,6 +72,13 @@ void dedup_held_unpin(DedupHeld *h, const DedupMsgFrame *frames, unsigned n);
  */
 bool dedup_held_give(DedupHeld *h, uint32_t slot, void *host, unsigned n);
 
+/*
+ * Nobody answers at the other end, or somebody does again.  While nobody does,
+ * a daemon may come that takes the store for left behind: nothing is given on
+ * Xen.  Any thread.
+ */
+void dedup_held_set_orphaned(DedupHeld *h, bool orphaned);
+
 /* Xen: DedupStoreOps.give() of @n frames, which are pinned. */
 void dedup_held_give_pages(DedupHeld *h, DedupGive *gives, unsigned n);
 

@@ -460,3 +460,12 @@ void xen_store_domain_drain(XenStoreDomain *d, uint64_t *left, const bool *stop)
         destroy_domain(d);
     }
 }
+
+void xen_store_domain_end(XenStoreDomain *d)
+{
+    if (xen_store_domain_is_there(d) && !xen_store_domain_count(d)) {
+        destroy_domain(d);
+    } else {
+        xen_store_domain_leave(d);
+    }
+}

@@ -87,8 +87,11 @@ uint64_t xen_store_domain_count(const XenStoreDomain *d);
 void xen_store_domain_drain(XenStoreDomain *d, uint64_t *left,
                             const bool *stop);
 
-/* Let go of the domain, which stays if it was not destroyed. */
+/* Let go of the domain, which stays. */
 void xen_store_domain_leave(XenStoreDomain *d);
+
+/* Destroy the domain if it has no frame, else leave it. */
+void xen_store_domain_end(XenStoreDomain *d);
 
 /* --- its pages: @n at @gfns, at most XEN_PAGES_MAX ------------------------ */
 

@@ -8,9 +8,15 @@
  * the frame's handle.  The guest may outlive the client: Xen's own count of the
  * users of a page has the last word.
  *
- * A daemon that ends leaves its store domain if guests have frames of it.  The
- * next daemon at the same place frees what they let go, in a thread of its own,
- * and counts the rest to its memory.
+ * A daemon that ends leaves its store domain if it has frames.  The next daemon
+ * at the same place frees what no guest uses, in a thread of its own, and
+ * counts the rest to its memory.
+ *
+ * Xen cannot free a frame only if nobody uses it: between its count and its
+ * being made private a client could share it, and a guest would be the only one
+ * that has it.  So a daemon frees no frame that a client holds, not when it
+ * ends either; and the next one begins some seconds later, when clients have
+ * seen that their daemon is gone, and share nothing of it any more.
  */
 
 #include "qemu/osdep.h"
@@ -24,7 +30,11 @@
 /* Of Xen's memory: so much is to be free, or idle frames go. */
 #define FREE_PERCENT 2
 
-/* The thread sleeps so long, and ten times as long as it has worked. */
+/*
+ * The thread waits before it begins, and sleeps so long, and ten times as long
+ * as it has worked.
+ */
+#define DRAIN_WAIT_MS 5000
 #define DRAIN_MS 1000
 
 enum { NONE, PRIVATE, SHARED };
@@ -88,6 +98,7 @@ static void *drain_thread(void *opaque)
     XenFrames *f = opaque;
     int64_t start, took;
 
+    qemu_sem_timedwait(&f->wake, DRAIN_WAIT_MS);
     while (!qatomic_read(&f->stop) && f->old->len) {
         start = g_get_monotonic_time();
         drain_all(f);
@@ -158,17 +169,11 @@ static void *xen_open(const char *group, const char *place, uint32_t nslots,
     return f;
 }
 
-/* Nobody asks for frames any more; what guests use stays. */
 static void xen_close(void *opaque)
 {
     XenFrames *f = opaque;
-    const bool stop = false;
-    uint64_t left;
 
-    WITH_QEMU_LOCK_GUARD(&f->lock) {
-        xen_store_domain_drain(&f->domain, &left, &stop);
-        xen_store_domain_leave(&f->domain);
-    }
+    xen_store_domain_end(&f->domain);
     free_frames(f);
 }
 

@@ -138,6 +138,13 @@ typedef struct DedupStoreOps {
      */
     void (*give)(DedupStore *store, DedupGive *gives, unsigned n);
 
+    /*
+     * The daemon has ended meanwhile, and the next one may have freed frames
+     * that nobody used: no page that is DEDUP_GIVEN stays a frame.  Sets their
+     * results.
+     */
+    void (*take_back)(DedupStore *store, DedupGive *gives, unsigned n);
+
     /* Call @used for each frame that the guest has, or may have. */
     void (*each_used)(DedupStore *store,
                       void (*used)(void *opaque, uint32_t slot), void *opaque);

@@ -428,3 +428,19 @@ void xen_memshr_give(DedupStore *store, DedupGive *gives, unsigned n)
     s->counters.give_system_calls += s->calls.system_calls +
                                      s->other_system_calls - system_calls;
 }
+
+void xen_memshr_take_back(DedupStore *store, DedupGive *gives, unsigned n)
+{
+    XenGuest *s = xen_memshr_guest();
+    Page pages[DEDUP_BATCH];
+    unsigned i, npages = 0;
+
+    for (i = 0; i < n; i++) {
+        if (gives[i].result == DEDUP_GIVEN) {
+            pages[npages++].give = &gives[i];
+            gives[i].result = DEDUP_EVICTED;
+        }
+    }
+    QEMU_LOCK_GUARD(&s->lock);
+    undo(s, pages, npages);
+}

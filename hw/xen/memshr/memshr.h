@@ -84,6 +84,7 @@ bool xen_memshr_probe(Error **errp);
 /* Is this the device model of a Xen guest? */
 bool xen_memshr_applies(void);
 void xen_memshr_give(DedupStore *store, DedupGive *gives, unsigned n);
+void xen_memshr_take_back(DedupStore *store, DedupGive *gives, unsigned n);
 bool xen_memshr_held(const DedupDest *dest);
 void xen_memshr_let_go(const DedupDest *dest);
 

@@ -330,6 +330,7 @@ static const DedupStoreOps xen_store_ops = {
     .held = xen_memshr_held,
     .let_go = xen_memshr_let_go,
     .give = xen_memshr_give,
+    .take_back = xen_memshr_take_back,
     .each_used = xen_store_each_used,
     .counters = xen_store_counters,
 };

@@ -4,14 +4,15 @@ import signal
 import time
 
 from dedup import Change
-from faults import STORE_MAP, Faults
-from labdom0 import DATA_GFN, pattern
+from faults import PRIVATE, SHARE, STORE_MAP, Faults
+from labdom0 import DATA_GFN, pages_of, pattern
 
 BOOT = {"xen": "sharing", "fast": True, "timeout": 240}
 
 N = 16
 GFNS = range(DATA_GFN, DATA_GFN + N)
 OTHERS = range(0x900, 0x900 + N)
+LATE = range(0xa00, 0xa00 + N)
 
 
 def run(lab):
@@ -22,6 +23,8 @@ def run(lab):
         check_daemon(lab, store, one, two, how)
         store = lab.store()
         check_next(lab, one, two)
+    store = check_late_give(lab, store, one, late)
+    check_next(lab, one, two)
     store = check_late_copy(lab, store, one, late)
     check_next(lab, one, two)
     check_destroyed(lab, store, one, two)
@@ -65,7 +68,34 @@ def check_next(lab, one, two):
         guest.expect_blocks(GFNS, 300, "its frames")
     lab.eventually(lambda: not [n for n in lab.strangers().values()
                                 if n.endswith("-draining")],
-                   "the old store domain is gone")
+                   "the old store domain is gone", 20)
+
+
+def check_late_give(lab, store, one, late):
+    """A frame is given when the next daemon has found that nobody uses it.
+
+    No guest may be the only one that has a frame: if it dies while a page of it
+    is mapped, Xen comes down.
+    """
+    lab.check(sum(store.frames()) + N < 64, "all are looked at at once")
+    late.set((SHARE, {"delay_ms": 9000, "count": 1}))
+    one.start_read(800 * 8, pages_of(LATE))
+    lab.eventually(lambda: late.done()[0], "it is about to be given")
+    store.end(signal.SIGKILL)
+    slow = Faults("store")
+    slow.set((PRIVATE, {"delay_ms": 7000, "count": 1}))
+    store = lab.store(faults=slow)
+    lab.eventually(lambda: slow.done()[0], "the next daemon has counted")
+    lab.equal([one.references(g) for g in LATE], [1] * N,
+              "pages that are not given yet")
+    one.finish_read(60)
+    late.set()
+    time.sleep(6)
+    lab.equal([one.references(g) for g in LATE], [None] * N,
+              "references, when the next daemon has freed the frames")
+    one.expect_blocks(LATE, 800, "what was read")
+    store.end(signal.SIGKILL)
+    return lab.store()
 
 
 def check_late_copy(lab, store, one, late):
@@ -74,7 +104,7 @@ def check_late_copy(lab, store, one, late):
     for _ in range(2):                  # a miss, a hit; no page shares it
         one.read(700 * 8, part)
     old, frames = store.domid(), sum(store.frames())
-    late.set((STORE_MAP, {"delay_ms": 5000, "count": 1}))
+    late.set((STORE_MAP, {"delay_ms": 12000, "count": 1}))
     one.start_read(700 * 8, part)
     lab.eventually(lambda: late.done()[0], "it is about to be copied")
     store.end(signal.SIGKILL)
@@ -83,7 +113,7 @@ def check_late_copy(lab, store, one, late):
     def is_drained():
         info = lab.xen.domain(old)
         return info is None or info.pages + info.shared - 1 < frames
-    lab.eventually(is_drained, "frames are freed", 4)
+    lab.eventually(is_drained, "frames are freed", 11)
     time.sleep(0.2)
     one.finish_read()
     late.set()
