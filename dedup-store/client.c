@@ -97,7 +97,8 @@ static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
     if (b->answer == DEDUP_ANSWER_FULL) {
         server.want_trim = true;
     }
-    if (b->frame && !process_hold(s, c->process, b->frame, serial)) {
+    if (b->frame && !process_hold(s, c->process, b->frame, serial,
+                                  &b->newly_held)) {
         c->too_many = true;
         return (DedupMsgFrame) {
             .answer = DEDUP_ANSWER_BUSY, .flags = flags,
@@ -111,6 +112,23 @@ static DedupMsgFrame answer_block(Store *s, Client *c, Block *b,
         .generation = frame_generation(b->frame), .flags = flags,
         .handle = frames_handle(&s->frames, frame_slot(s, b->frame)),
     };
+}
+
+/* It was not told: when it is, the answer may be another one. */
+static void take_back(Store *s, Client *c, Request *r, uint64_t serial)
+{
+    unsigned i;
+    int error = errno;
+
+    for (i = 0; i < r->n; i++) {
+        Block *b = &r->blocks[i];
+
+        if (b->newly_held) {
+            process_release(s, c->process, frame_slot(s, b->frame), serial);
+            b->newly_held = false;
+        }
+    }
+    errno = error;
 }
 
 static bool send_answer(Client *c, Request *r)
@@ -127,7 +145,11 @@ static bool send_answer(Client *c, Request *r)
         frames[i] = answer_block(server.store, c, &r->blocks[i], a.serial,
                                  &last);
     }
-    return send_two(c, &a, sizeof(a), frames, r->n * sizeof(frames[0]));
+    if (send_two(c, &a, sizeof(a), frames, r->n * sizeof(frames[0]))) {
+        return true;
+    }
+    take_back(server.store, c, r, a.serial);
+    return false;
 }
 
 static bool send_answers(Client *c)

@@ -28,6 +28,7 @@ typedef struct Block {
     uint64_t number;            /* there */
     bool filled;                /* it is to be read from there */
     bool made;                  /* its frame was, for this request */
+    bool newly_held;            /* an answer that is not sent yet began it */
 } Block;
 
 typedef struct Request {

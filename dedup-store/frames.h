@@ -63,8 +63,9 @@ typedef struct FramesOps {
     uint64_t (*memory)(void *frames);
 
     /*
-     * Bytes that frames of earlier daemons have, which guests still use.  Also
-     * with the lock held.  NULL: they are not known.
+     * Bytes that frames of earlier daemons have, which guests still use: so
+     * many slots must be empty.  Also with the lock held.  NULL: they are not
+     * known.
      */
     uint64_t (*old_memory)(void *frames);
 

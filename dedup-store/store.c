@@ -173,11 +173,13 @@ Frame *store_pin(Store *s, uint32_t slot, uint32_t generation)
     return f;
 }
 
+/* NULL: none is free, or as many as earlier daemons' frames take the room of */
 static Frame *take_free(Store *s)
 {
     uint32_t slot = find_next_bit(s->free, s->frames.nslots, s->hint);
 
-    if (slot == s->frames.nslots) {
+    if (slot == s->frames.nslots ||
+        s->nfree <= frames_old_memory(&s->frames) / BLOCK) {
         return NULL;
     }
     clear_bit(slot, s->free);
@@ -371,10 +373,14 @@ static uint32_t max_holds(const Store *s)
     return s->frames.nslots - s->frames.nslots / 4;
 }
 
-bool process_hold(Store *s, Process *p, Frame *f, uint64_t serial)
+bool process_hold(Store *s, Process *p, Frame *f, uint64_t serial,
+                  bool *newly)
 {
     bool held = g_hash_table_contains(p->held, f);
 
+    if (newly) {
+        *newly = false;
+    }
     if (!held && !CHECK("holds-limit",
                         g_hash_table_size(p->held) < max_holds(s))) {
         return false;
@@ -384,6 +390,9 @@ bool process_hold(Store *s, Process *p, Frame *f, uint64_t serial)
             frame_used(s, f);
             s->saved += f->holders > 0;
             f->holders++;
+            if (newly) {
+                *newly = true;
+            }
         }
         g_hash_table_insert(p->held, f, GSIZE_TO_POINTER(serial));
     }

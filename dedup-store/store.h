@@ -131,8 +131,12 @@ void process_unref(Store *s, Process *p);
 /* @p uses nothing any more. */
 void process_release_all(Store *s, Process *p);
 
-/* @p uses @f, as its answer @serial says.  False if it may hold no more. */
-bool process_hold(Store *s, Process *p, Frame *f, uint64_t serial);
+/*
+ * @p uses @f, as its answer @serial says; *newly, if not NULL: it did not until
+ * now.  False if it may hold no more.
+ */
+bool process_hold(Store *s, Process *p, Frame *f, uint64_t serial,
+                  bool *newly);
 
 /* @p has let go of @slot, as of @serial. */
 void process_release(Store *s, Process *p, uint32_t slot, uint64_t serial);

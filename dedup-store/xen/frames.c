@@ -221,9 +221,6 @@ static int populate(XenFrames *f, const uint32_t *slots, unsigned n)
     xen_pfn_t gfns[XEN_PAGES_MAX] = { 0 };
     unsigned i, made;
 
-    if (qatomic_read(&f->ndraining) + f->npages + n > f->nslots) {
-        return -ENOSPC;         /* earlier daemons' frames are in the way */
-    }
     for (i = 0; i < n; i++) {
         gfns[i] = xen_store_gfn(slots[i]);
     }

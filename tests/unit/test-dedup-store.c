@@ -118,7 +118,7 @@ static void test_holds(void)
     generation = frame_generation(kept[1].frame);
     WITH_QEMU_LOCK_GUARD(&store->lock) {
         p = process_new(store, 1, 1);
-        g_assert_true(process_hold(store, p, kept[1].frame, 7));
+        g_assert_true(process_hold(store, p, kept[1].frame, 7, NULL));
         store_unpin(store, kept[1].frame);
         store_unpin(store, kept[2].frame);
         store_unpin(store, kept[3].frame);
@@ -161,10 +161,10 @@ static void test_full(void)
     generation = frame_generation(kept[0].frame);
     WITH_QEMU_LOCK_GUARD(&store->lock) {
         p = process_new(store, 1, 1);
-        g_assert_true(process_hold(store, p, kept[0].frame, 1));
-        g_assert_true(process_hold(store, p, kept[1].frame, 1));
-        g_assert_true(process_hold(store, p, kept[2].frame, 1));
-        g_assert_false(process_hold(store, p, kept[3].frame, 1));
+        g_assert_true(process_hold(store, p, kept[0].frame, 1, NULL));
+        g_assert_true(process_hold(store, p, kept[1].frame, 1, NULL));
+        g_assert_true(process_hold(store, p, kept[2].frame, 1, NULL));
+        g_assert_false(process_hold(store, p, kept[3].frame, 1, NULL));
     }
     unpin(kept, 3);
     store_keep(store, bytes + 4 * BLOCK, 1, 0, &none);
@@ -237,6 +237,70 @@ static void test_used(void)
     unpin(kept, 1);
     used_slot = -1;
     teardown();
+}
+
+static uint64_t old_frames;
+
+static uint64_t fake_old_memory(void *frames)
+{
+    return old_frames * BLOCK;
+}
+
+/* Earlier daemons' frames take room: of idle frames, not of the store's. */
+static void test_old(void)
+{
+    FramesOps ops = frames_linux;
+    Kept kept[NBLOCKS];
+
+    ops.old_memory = fake_old_memory;
+    old_frames = 3;
+    setup_with(&ops, 4 * (BLOCK + STORE_OVERHEAD));
+    keep(0, 1, kept);
+    store_keep(store, bytes + BLOCK, 1, 0, kept + 1);
+    g_assert_cmpint(kept[1].answer, ==, DEDUP_ANSWER_FULL);
+    unpin(kept, 1);
+    /* now there is an idle one */
+    keep(1, 1, kept);
+    g_assert_cmpint(frames_memory(&store->frames), ==, BLOCK);
+    old_frames = 2;
+    keep(2, 1, kept + 1);
+    store_keep(store, bytes + 3 * BLOCK, 1, 0, kept + 2);
+    g_assert_cmpint(kept[2].answer, ==, DEDUP_ANSWER_FULL);
+    unpin(kept, 2);
+    teardown();
+}
+
+static uint64_t memory_at_close;
+
+static void fake_close(void *frames)
+{
+    memory_at_close = frames_linux.memory(frames);
+    frames_linux.close(frames);
+}
+
+/* A daemon that ends drops what is idle, and no frame that a client holds. */
+static void test_end(void)
+{
+    FramesOps ops = frames_linux;
+    Kept kept[NBLOCKS];
+    Process *p;
+
+    ops.retire = fake_retire;
+    ops.close = fake_close;
+    used_slot = -1;
+    setup_with(&ops, MiB);
+    keep(0, 4, kept);
+    used_slot = frame_slot(store, kept[2].frame);
+    WITH_QEMU_LOCK_GUARD(&store->lock) {
+        p = process_new(store, 1, 1);
+        g_assert_true(process_hold(store, p, kept[0].frame, 1, NULL));
+    }
+    unpin(kept, 4);
+    teardown();
+    g_assert_cmpint(memory_at_close, ==, 2 * BLOCK);
+    used_slot = -1;
+    g_hash_table_destroy(p->held);
+    g_free(p);
 }
 
 /* --- limits -------------------------------------------------------------- */
@@ -315,6 +379,8 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/store/holds", test_holds);
     g_test_add_func("/dedup/store/full", test_full);
     g_test_add_func("/dedup/store/used", test_used);
+    g_test_add_func("/dedup/store/old", test_old);
+    g_test_add_func("/dedup/store/end", test_end);
     g_test_add_func("/dedup/store/limits", test_limits);
     g_test_add_func("/dedup/store/turns", test_turns);
     return g_test_run();
