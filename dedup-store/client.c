@@ -341,10 +341,41 @@ static bool has_size(const Message *m, size_t fixed, size_t entry)
                  (uint64_t)m->header.count * entry);
 }
 
+/*
+ * The process that was given @token, if @c is of that process, for which it
+ * then stands; or NULL.  With the lock held.
+ */
+static Process *find_own_process(const Client *c, const uint8_t *token)
+{
+    static const uint8_t none[DEDUP_TOKEN_SIZE];
+    Process *p = memcmp(token, none, sizeof(none))
+                 ? process_find(server.store, token) : NULL;
+
+    return p && CHECK("token", p->pid == c->pid) ? p : NULL;
+}
+
+/* @c takes over from an earlier connection, whose end was not read yet. */
+static void end_earlier(Client *c, const uint8_t *token)
+{
+    Client *other;
+
+    WITH_QEMU_LOCK_GUARD(&server.store->lock) {
+        Process *p = find_own_process(c, token);
+
+        QTAILQ_FOREACH(other, &server.clients, next) {
+            if (p && other->process == p) {
+                break;
+            }
+        }
+    }
+    if (other) {
+        client_end(other, "its process has connected anew");
+    }
+}
+
 static const char *on_hello(Client *c, const Message *m)
 {
     const DedupMsgHello *h = &m->hello;
-    static const uint8_t none[DEDUP_TOKEN_SIZE];
     Store *s = server.store;
     DedupMsgWelcome w = {
         .header.type = DEDUP_MSG_WELCOME,
@@ -371,18 +402,18 @@ static const char *on_hello(Client *c, const Message *m)
                : "the store daemon has a Linux store";
     }
     c->observer = h->flags & DEDUP_HELLO_OBSERVER;
+    if (!c->observer) {
+        end_earlier(c, h->token);
+    }
     QEMU_LOCK_GUARD(&s->lock);
     if (!c->observer) {
-        p = memcmp(h->token, none, sizeof(none)) ? process_find(s, h->token)
-                                                 : NULL;
-        /* it stands for the process that has it, so it must be that one */
-        if (p && CHECK("token", !p->connected && p->pid == c->pid)) {
+        p = find_own_process(c, h->token);
+        if (p) {
             unwatch(c->process);
             process_unref(s, c->process);
             c->process = p;
             p->refs++;
         }
-        c->process->connected = true;
         memcpy(w.token, c->process->token, sizeof(w.token));
         memcpy(w.uuid, s->uuid, sizeof(w.uuid));
     }
@@ -695,7 +726,6 @@ static void let_go_all(Client *c)
         close_layer(&c->layers[i]);
     }
     g_clear_pointer(&c->status, g_free);
-    c->process->connected = false;
     if (!DO("hold-process")) {
         process_release_all(server.store, c->process);
     }

@@ -53,7 +53,6 @@ typedef struct Process {
     pid_t pid;
     uid_t uid;
     uint8_t token[DEDUP_TOKEN_SIZE];
-    bool connected;
     uint64_t serial;            /* of its last answer */
     GHashTable *held;           /* Frame -> the serial that named it last */
     QTAILQ_ENTRY(Process) next;
