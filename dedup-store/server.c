@@ -28,6 +28,9 @@
 /* Nobody is accepted for so long when descriptors have run out. */
 #define ACCEPT_PAUSE_MS 100
 
+/* A daemon that ends waits so long for its threads. */
+#define END_US (2 * G_USEC_PER_SEC)
+
 #define TRIM_US G_USEC_PER_SEC
 /* How long after RECLAIM what becomes idle is dropped. */
 #define RECLAIM_US (5 * G_USEC_PER_SEC)
@@ -109,7 +112,7 @@ static gboolean on_connection(gint listener, GIOCondition condition,
 
     if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
         /* who connects stays in the queue: look again when some have gone */
-        g_timeout_add(ACCEPT_PAUSE_MS, listen_again, NULL);
+        server.listener = g_timeout_add(ACCEPT_PAUSE_MS, listen_again, NULL);
         return G_SOURCE_REMOVE;
     }
     if (fd < 0) {
@@ -127,7 +130,8 @@ static gboolean on_connection(gint listener, GIOCondition condition,
 
 static gboolean listen_again(gpointer opaque)
 {
-    g_unix_fd_add(server.listen_fd, G_IO_IN, on_connection, NULL);
+    server.listener = g_unix_fd_add(server.listen_fd, G_IO_IN, on_connection,
+                                    NULL);
     return G_SOURCE_REMOVE;
 }
 
@@ -309,6 +313,24 @@ static void end_all(void)
     }
 }
 
+/* False if a thread hangs.  What others have for the main loop is done. */
+static bool end_threads(void)
+{
+    int64_t end = g_get_monotonic_time() + END_US;
+    bool fills = true;
+
+    while (fills || !QTAILQ_EMPTY(&server.clients)) {
+        if (fills && fills_free(server.fills)) {
+            fills = false;
+        } else if (g_get_monotonic_time() >= end) {
+            return false;
+        } else if (!g_main_context_iteration(NULL, false)) {
+            g_usleep(1000);
+        }
+    }
+    return true;
+}
+
 bool server_run(void (*leave)(void))
 {
     bool idle;
@@ -325,12 +347,13 @@ bool server_run(void (*leave)(void))
     g_unix_signal_add(SIGINT, on_signal, NULL);
     g_main_loop_run(server.loop);
     notify_stopping();
+    g_source_remove(server.listener);
     if (leave) {
         leave();
     }
     end_all();
     layers_end(server.layers);
-    idle = fills_free(server.fills) && QTAILQ_EMPTY(&server.clients);
+    idle = end_threads();
     if (idle) {
         layers_free(server.layers);
     }

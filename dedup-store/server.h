@@ -31,6 +31,7 @@ typedef struct Server {
     Fills *fills;
     uint64_t asked;             /* bytes that the store was to hold; or 0 */
     int listen_fd;
+    guint listener;             /* GLib's source that accepts, or will */
     GMainLoop *loop;
     unsigned idle_exit;         /* seconds; 0: never */
     unsigned layer_idle;        /* seconds */

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The store daemon alone: frames, what Xen counts of them, and their end."""
+import hashlib
 import os
 import signal
+import uuid
 
+import faults as f
 import pattern
 import storeclient as sc
 from labdom0 import DATA_GFN, Disk
@@ -34,6 +37,8 @@ def run(lab):
     lab.equal(daemon.end(), 0, "exit code")
     lab.eventually(lambda: daemon.domid() is None, "the store domain is gone")
     lab.eventually(lambda: lab.xen.free_pages() >= free, "so is its memory")
+    check_end(lab, image)
+    check_half_made(lab, daemon.socket)
     check_successor(lab, guest, image)
 
 
@@ -118,6 +123,34 @@ def check_full(lab, daemon, c):
               "no handle names two contents")
     lab.check(pages(lab, c.domid) <= FRAMES, "frames are within the size")
     c.release([s for _, s, _ in second])
+
+
+def check_end(lab, image):
+    """The daemon is told to end while it fills, and leaves no memory."""
+    late = f.Faults("store")
+    daemon = StoreDaemon(lab, frames=FRAMES, faults=late).start()
+    c = daemon.client()
+    c.layer(image)
+    late.set((f.STORE_POPULATE, {"delay_ms": 700, "count": 1}))
+    c.send_read([(0, 100, N)])
+    lab.eventually(lambda: late.done()[0], "a fill is under way")
+    lab.equal(daemon.end(), 0, "exit code")
+    c.close()
+    lab.equal(sorted(lab.strangers().values()), ["g1"], "domains")
+
+
+def check_half_made(lab, socket):
+    """A store domain of a daemon that was killed when it had just made it."""
+    handle = bytearray(hashlib.sha256(
+        f"qemu-dedup-store default {socket}".encode()).digest()[:16])
+    handle[6] = handle[6] & 0x0f | 0x80
+    handle[8] = handle[8] & 0x3f | 0x80
+    half = lab.xen.create(hvm=True, uuid=bytes(handle))
+    daemon = StoreDaemon(lab, frames=FRAMES).start()
+    lab.check(str(uuid.UUID(bytes=bytes(handle))) in
+              lab.run("xl", "list", "-v", daemon.domid()), "the handle")
+    lab.eventually(lambda: lab.xen.domain(half) is None, "it is gone")
+    lab.equal(daemon.end(), 0, "exit code")
 
 
 def check_successor(lab, guest, image):
