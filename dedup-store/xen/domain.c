@@ -256,6 +256,7 @@ void xen_store_domain_leave(XenStoreDomain *d)
     }
 }
 
+/* It has no frame. */
 static void destroy_domain(XenStoreDomain *d)
 {
     g_autofree char *dir = xenstore_path(d->domid);
@@ -389,7 +390,12 @@ bool xen_store_domain_find(XenStoreDomain *d, XenHost *h, const char *group,
             set_name(d->domid, group, "-draining");
             return true;
         }
-        xen_store_domain_leave(d);
+        if (get_info(d, &info) && is_that(&info, uuid) && !info.tot_pages &&
+            !info.shr_pages) {
+            destroy_domain(d);
+        } else {
+            xen_store_domain_leave(d);
+        }
     }
     return false;
 }

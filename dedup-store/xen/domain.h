@@ -66,6 +66,7 @@ bool xen_store_domain_create(XenStoreDomain *d, XenHost *h, const char *group,
 /*
  * The first domain with the handle @uuid from *domid on, which a daemon has
  * left: *d is it, pinned, and *domid is stepped on.  False: there is none.
+ * Those that were never finished, and so have no page, are destroyed.
  */
 bool xen_store_domain_find(XenStoreDomain *d, XenHost *h, const char *group,
                            const uint8_t uuid[16], uint32_t *domid);
