@@ -72,19 +72,34 @@ bool xen_memshr_guest_open(Error **errp)
 
 /* --- stores --------------------------------------------------------------- */
 
+/* What the daemon says is a claim.  With the lock held. */
+static bool is_store_domain(uint32_t domid)
+{
+    xc_domaininfo_t info;
+
+    return xen_memshr_domain_info(guest.xc, domid, &info) == 1 &&
+           info.flags & XEN_DOMINF_hvm_guest &&
+           info.flags & XEN_DOMINF_xs_domain &&
+           !(info.flags & XEN_DOMINF_dying);
+}
+
 static DedupStore *xen_store_attach(uint32_t domid, Error **errp)
 {
     xen_pfn_t gfn = XEN_STORE_GFN_PIN;
     DedupStore *store;
+    bool is_store;
     void *pin;
 
-    if (domid == xen_domid || domid >= DOMID_FIRST_RESERVED) {
-        error_setg(errp, "store: domain %" PRIu32 " is no store domain", domid);
-        return NULL;
-    }
     WITH_QEMU_LOCK_GUARD(&guest.lock) {
+        is_store = is_store_domain(domid);
         /* without an array for errors it succeeds as a whole or fails */
-        pin = xenforeignmemory_map(guest.fmem, domid, PROT_READ, 1, &gfn, NULL);
+        pin = is_store ? xenforeignmemory_map(guest.fmem, domid, PROT_READ, 1,
+                                              &gfn, NULL) : NULL;
+    }
+    if (!is_store) {
+        error_setg(errp, "store: domain %" PRIu32 ", which the store daemon "
+                   "names, is no store domain", domid);
+        return NULL;
     }
     if (!pin) {
         error_setg_errno(errp, errno, "store: this domain cannot map the "

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bad input and bad hosts: one clear error each, and nothing left behind."""
+import socket
+import threading
+
 import probe
+import storeclient as sc
 from labdom0 import DATA_GFN, Disk
+from storedaemon import SOCKETS
 
 BOOT = {"xen": "sharing", "fast": True, "timeout": 300}
 
@@ -30,6 +35,7 @@ def run(lab):
     probe.refused(lab, domid, ",store-size=4096", ["store-size:"],
                   always=True)
     check_daemon(lab, domid)
+    check_false_daemon(lab, domid)
     check_good(lab, domid)
     guest.read_pages(100, GFNS)
     guest.expect_blocks(GFNS, 100, "the guest that goes on meanwhile")
@@ -64,6 +70,29 @@ def check_daemon(lab, domid):
                                                 "qemu-dedup-store"])
     lab.store("wrong", store="linux", frames=64)
     probe.refused(lab, domid, ",group=wrong", ["socket:", "Linux store"])
+
+
+def check_false_daemon(lab, domid):
+    """One that names a domain which is no store domain."""
+    named = 0
+
+    def serve(listener):
+        while True:
+            one, _ = listener.accept()
+            one.recv(4096)
+            one.send(sc.HEADER.pack(sc.WELCOME, 0, 0) + sc.WELCOME_BODY.pack(
+                sc.VERSION, 2, 64, named, 64 << 12, 0, bytes(16), bytes(range(16))))
+            one.recv(4096)
+            one.close()
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(SOCKETS / "false.sock"))
+        listener.listen()
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        for named in (0, domid, 12345):
+            probe.refused(lab, domid, ",group=false",
+                          [f"domain {named}", "no store domain"])
+    (SOCKETS / "false.sock").unlink()
 
 
 def check_good(lab, domid):
