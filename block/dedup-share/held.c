@@ -145,20 +145,6 @@ bool dedup_held_add(DedupHeld *h, uint64_t serial, const DedupMsgFrame *frames,
     return true;
 }
 
-bool dedup_held_pin(DedupHeld *h, uint32_t slot, uint32_t generation)
-{
-    Slot *s;
-
-    assert(slot < h->nslots);
-    QEMU_LOCK_GUARD(&h->lock);
-    s = &h->slots[slot];
-    if (!s->held || s->generation != generation || s->pins == UINT16_MAX) {
-        return false;
-    }
-    s->pins++;
-    return true;
-}
-
 void dedup_held_unpin(DedupHeld *h, const DedupMsgFrame *frames, unsigned n)
 {
     unsigned i;

@@ -60,9 +60,6 @@ bool dedup_held_add(DedupHeld *h, uint64_t serial, const DedupMsgFrame *frames,
 /* The daemon counts anew, for a process that it does not know any more. */
 void dedup_held_restart(DedupHeld *h);
 
-/* Pin what is remembered from an earlier answer.  False: it was let go. */
-bool dedup_held_pin(DedupHeld *h, uint32_t slot, uint32_t generation);
-
 /* Unpin those of @n frames whose answer is FRAME. */
 void dedup_held_unpin(DedupHeld *h, const DedupMsgFrame *frames, unsigned n);
 
