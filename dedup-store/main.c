@@ -420,6 +420,16 @@ static void say_ready(void)
     close(ready_fd);
 }
 
+/* It can start a thread, which a fork would leave behind. */
+static void init_tracing(void)
+{
+    if (!trace_init_backends()) {
+        exit(1);
+    }
+    trace_init_file();
+    qemu_set_log(LOG_TRACE, &error_fatal);
+}
+
 static int run_daemon(void)
 {
     const FramesOps *ops = find_ops();
@@ -441,6 +451,7 @@ static int run_daemon(void)
     if (opts.daemonize) {
         daemonize();
     }
+    init_tracing();
     if (ops == &frames_linux) {
         warn_of_huge_pages();
     }
@@ -487,14 +498,10 @@ int main(int argc, char **argv)
     module_call_init(MODULE_INIT_TRACE);
     qemu_add_opts(&qemu_trace_opts);
     parse_options(argc, argv);
-    if (!trace_init_backends()) {
-        return 1;
-    }
-    trace_init_file();
-    qemu_set_log(LOG_TRACE, &error_fatal);
     if (!opts.command) {
         return run_daemon();
     }
+    init_tracing();
     if (!strcmp(opts.command, "status")) {
         return tool_status(opts.socket, opts.json);
     }
