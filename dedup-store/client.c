@@ -38,6 +38,7 @@ typedef struct Message {
         DedupMsgRead read;
         DedupMsgPut put;
         DedupMsgRelease release;
+        DedupMsgClaim claim;
         uint8_t bytes[DEDUP_MSG_MAX];
     };
     size_t size;
@@ -383,6 +384,7 @@ static const char *on_hello(Client *c, const Message *m)
         .nslots = s->frames.nslots, .size = s->size, .asked = server.asked,
     };
     Process *p;
+    bool sent;
     int fd;
 
     if (!has_size(m, sizeof(*h), 0) || m->header.count ||
@@ -418,9 +420,13 @@ static const char *on_hello(Client *c, const Message *m)
         memcpy(w.uuid, s->uuid, sizeof(w.uuid));
     }
     c->greeted = true;
-    fd = s->frames.ops->welcome(s->frames.opaque, &w);
-    return dedup_send(c->fd, &w, sizeof(w), NULL, 0, c->observer ? -1 : fd)
-           ? NULL : "WELCOME could not be sent";
+    fd = c->observer ? -1 : s->frames.ops->welcome(s->frames.opaque, c->pid,
+                                                   &w);
+    sent = dedup_send(c->fd, &w, sizeof(w), NULL, 0, fd);
+    if (fd >= 0) {
+        close(fd);
+    }
+    return sent ? NULL : "WELCOME could not be sent";
 }
 
 static const char *on_layer(Client *c, Message *m)
@@ -616,6 +622,28 @@ static const char *on_release(Client *c, const Message *m)
     return NULL;
 }
 
+static const char *on_claim(Client *c, Message *m)
+{
+    const uint32_t known = DEDUP_CLAIM_FIRST | DEDUP_CLAIM_LAST;
+
+    if (!server.store->frames.ops->claim) {
+        return "CLAIM: there is no file of frames";
+    }
+    if (m->header.count > DEDUP_CLAIM_SLOTS ||
+        !has_size(m, sizeof(m->claim), sizeof(uint32_t)) ||
+        m->claim.flags & ~known || m->claim.reserved) {
+        return "CLAIM: wrong size or fields";
+    }
+    if (m->nfds != 1) {
+        return "CLAIM: it passes one descriptor";
+    }
+    QEMU_LOCK_GUARD(&server.store->lock);
+    opener_add_claim(c, m->fds[0], &m->claim, (const void *)(&m->claim + 1),
+                     m->header.count);
+    m->nfds = 0;
+    return NULL;
+}
+
 static const char *on_ask_status(Client *c, const Message *m)
 {
     const char *wrong = check_request(c, m, 0);
@@ -663,6 +691,8 @@ static const char *handle_client(Client *c, Message *m)
         return on_put(c, m);
     case DEDUP_MSG_RELEASE:
         return on_release(c, m);
+    case DEDUP_MSG_CLAIM:
+        return on_claim(c, m);
     default:
         return "a message of unknown type, or out of turn";
     }
@@ -673,7 +703,8 @@ static const char *handle(Client *c, Message *m)
     if (m->size < sizeof(m->header)) {
         return "a message that is too short or too long";
     }
-    if (m->nfds && m->header.type != DEDUP_MSG_LAYER) {
+    if (m->nfds && m->header.type != DEDUP_MSG_LAYER &&
+        m->header.type != DEDUP_MSG_CLAIM) {
         return "a descriptor that was not asked for";
     }
     if (!c->greeted) {
@@ -799,25 +830,25 @@ static guint add_source(int fd, GIOCondition condition, GUnixFDSourceFunc fn,
     return g_source_attach(source, NULL);
 }
 
-/* While something waits to be sent, nothing is read. */
-static void watch(Client *c, bool full)
+/* While something waits to be sent, or to be opened, nothing is read. */
+static void watch(Client *c, bool full, bool busy)
 {
     if (full && !c->out) {
         c->out = add_source(c->fd, G_IO_OUT, on_out, c);
-        if (DO("backpressure")) {
-            remove_source(&c->in);
-        }
     } else if (!full && c->out) {
         remove_source(&c->out);
     }
-    if (!full && !c->in) {
+    if ((full || busy) && DO("backpressure")) {
+        remove_source(&c->in);
+    }
+    if (!full && !busy && !c->in) {
         c->in = add_source(c->fd, G_IO_IN | G_IO_HUP, on_in, c);
     }
 }
 
 void client_flush(Client *c)
 {
-    bool sent, full;
+    bool sent, full, busy;
 
     if (c->fd < 0 || !c->greeted) {
         return;
@@ -826,12 +857,13 @@ void client_flush(Client *c)
         sent = send_all(c);
         full = !sent && (errno == EAGAIN || errno == ENOBUFS);
         c->full = full;
+        busy = opener_is_full(c);
     }
     if (!sent && !full) {
         client_end(c, NULL);
         return;
     }
-    watch(c, full);
+    watch(c, full, busy);
 }
 
 void client_answer(Client *c)

@@ -37,8 +37,11 @@ typedef struct FramesOps {
      */
     void (*close)(void *frames);
 
-    /* Fill in what a client is told; returns the descriptor for it, or -1. */
-    int (*welcome)(void *frames, DedupMsgWelcome *w);
+    /*
+     * Fill in what the client process @pid is told; returns the descriptor for
+     * it, which the caller closes, or -1.
+     */
+    int (*welcome)(void *frames, pid_t pid, DedupMsgWelcome *w);
 
     /*
      * Make @n frames from @slot on.  0 or -errno; -ENOMEM and -ENOSPC if there
@@ -68,6 +71,13 @@ typedef struct FramesOps {
      * known.
      */
     uint64_t (*old_memory)(void *frames);
+
+    /*
+     * A CLAIM (protocol.h) of process @pid, of @n slots.  Calls on @fd, which
+     * stays the caller's, may hang.  NULL: there are none.
+     */
+    void (*claim)(void *frames, pid_t pid, int fd, const DedupMsgClaim *m,
+                  const uint32_t *slots, unsigned n);
 
     /* What a client shares a frame by.  Also with the lock held.  NULL: 0. */
     uint64_t (*handle)(void *frames, uint32_t slot);

@@ -9,9 +9,13 @@
 #include "qemu/lockable.h"
 #include "server.h"
 
+/* A client that has more for its thread is not listened to. */
+#define MAX_JOBS 8
+
 typedef struct Job {
     int fd;
     int layer;                  /* < 0: only close it */
+    DedupMsgClaim *claim;       /* NULL: none; its slots are behind it */
 } Job;
 
 /* The layer was found, or not: the client is told. */
@@ -42,13 +46,20 @@ static void run_job(Client *c, const Job *job)
     DedupLayerState state = DEDUP_LAYER_LEASED;
     Layer *layer;
 
-    if (job->layer >= 0) {
+    if (job->claim) {
+        server.store->frames.ops->claim(
+            server.store->frames.opaque, c->pid, job->fd, job->claim,
+            (const void *)(job->claim + 1), job->claim->header.count);
+    } else if (job->layer >= 0) {
         layer = layers_open(server.layers, job->fd, &state, text);
         WITH_QEMU_LOCK_GUARD(&server.store->lock) {
             finish_layer(c, job->layer, layer, state, text);
         }
     }
     close(job->fd);
+    g_free(job->claim);
+    QEMU_LOCK_GUARD(&server.store->lock);
+    client_kick(c);             /* it may be listened to again */
 }
 
 static void *opener_thread(void *opaque)
@@ -72,18 +83,41 @@ static void *opener_thread(void *opaque)
     }
 }
 
-void opener_add(Client *c, int fd, int layer)
+static void add_job(Client *c, Job *job)
 {
-    Job *job = g_new(Job, 1);
     QemuThread thread;
 
-    *job = (Job) { .fd = fd, .layer = layer };
     g_queue_push_tail(&c->jobs, job);
     if (!c->opener) {
         c->opener = true;
         qemu_thread_create(&thread, "opener", opener_thread, c,
                            QEMU_THREAD_DETACHED);
     }
+}
+
+void opener_add(Client *c, int fd, int layer)
+{
+    Job *job = g_new0(Job, 1);
+
+    *job = (Job) { .fd = fd, .layer = layer };
+    add_job(c, job);
+}
+
+void opener_add_claim(Client *c, int fd, const DedupMsgClaim *m,
+                      const uint32_t *slots, unsigned n)
+{
+    Job *job = g_new0(Job, 1);
+
+    *job = (Job) { .fd = fd, .layer = -1 };
+    job->claim = g_malloc(sizeof(*m) + n * sizeof(*slots));
+    *job->claim = *m;
+    memcpy(job->claim + 1, slots, n * sizeof(*slots));
+    add_job(c, job);
+}
+
+bool opener_is_full(const Client *c)
+{
+    return c->jobs.length > MAX_JOBS;
 }
 
 unsigned opener_count(uid_t uid)

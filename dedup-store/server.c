@@ -254,6 +254,19 @@ void server_reclaim(void)
     start_drop(UINT_MAX);
 }
 
+/* Is there more than the store may hold?  Then idle frames go. */
+static void mind_size(void)
+{
+    unsigned excess = store_excess(server.store);
+
+    if (excess) {
+        WITH_QEMU_LOCK_GUARD(&server.store->lock) {
+            server.want_trim = true;
+        }
+        start_drop(excess);
+    }
+}
+
 static gboolean on_second(gpointer opaque)
 {
     notify_alive();
@@ -270,6 +283,7 @@ static gboolean on_second(gpointer opaque)
         /* an eighth of what is idle; more in a second, if that is not enough */
         start_drop(server.store->nidle / 8 + 1);
     }
+    mind_size();
     store_punch_holes(server.store);
     exit_if_idle();
     return G_SOURCE_CONTINUE;

@@ -131,6 +131,13 @@ void client_answer(Client *c);
  */
 void opener_add(Client *c, int fd, int layer);
 
+/* Have it make the claim @m of @n slots, and close @fd.  With the lock held. */
+void opener_add_claim(Client *c, int fd, const DedupMsgClaim *m,
+                      const uint32_t *slots, unsigned n);
+
+/* Has it so much to do that nothing more is read of @c?  With the lock held. */
+bool opener_is_full(const Client *c);
+
 /* Openers of @uid that run now.  With the lock held. */
 unsigned opener_count(uid_t uid);
 

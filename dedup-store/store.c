@@ -309,6 +309,14 @@ unsigned store_reclaim(Store *s, unsigned n)
     return done;
 }
 
+unsigned store_excess(Store *s)
+{
+    uint64_t old = frames_old_memory(&s->frames) / BLOCK;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    return old > s->nfree ? MIN(old - s->nfree, UINT_MAX) : 0;
+}
+
 /* --- processes, with the lock held --------------------------------------- */
 
 Process *process_new(Store *s, pid_t pid, uid_t uid)

@@ -113,6 +113,12 @@ void store_keep(Store *s, const uint8_t *buf, unsigned n, uint32_t flags,
 #define STORE_RECLAIM_MOST 1024
 unsigned store_reclaim(Store *s, unsigned n);
 
+/*
+ * Frames that there are too many of, with those of earlier daemons that have
+ * become known since.  Takes the lock.
+ */
+unsigned store_excess(Store *s);
+
 /* --- with the lock held -------------------------------------------------- */
 
 /* The frame that @slot, @generation names, pinned; or NULL. */

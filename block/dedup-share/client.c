@@ -23,6 +23,9 @@
 #include "greet.h"
 #include "trace.h"
 
+/* Stores of daemons that have ended, whose frames the guest may still map. */
+#define MAX_OLD 16
+
 /* A connection is tried so often. */
 #define RECONNECT_US G_USEC_PER_SEC
 
@@ -47,12 +50,13 @@ typedef struct Request {
         DedupMsgPut put;
         DedupMsgLayer layer;
         DedupMsgRelease release;
+        DedupMsgClaim claim;
     } head;
     size_t head_size;
     const void *body;           /* the coroutine's, until it is sent */
     size_t body_size;
     void *own_body;             /* SAY: freed with it */
-    int fd;                     /* LAYER: the coroutine's */
+    int fd;                     /* LAYER: the coroutine's; SAY: its own */
     uint64_t connection;        /* READ, LAYER: that it is for; 0: any */
     uint32_t layer;             /* READ: the number of its first extent's */
     DedupAnswers *answers;      /* READ, PUT: of the coroutine */
@@ -71,7 +75,6 @@ struct DedupClient {
     EventNotifier wake;
     QSIMPLEQ_HEAD(, Waiter) woken;      /* the thread's */
     bool stop;                  /* atomic */
-    unsigned trims;             /* atomic: threads that trim */
     QLIST_ENTRY(DedupClient) next;
 
     QemuMutex lock;             /* protects all below; held for moments */
@@ -87,6 +90,10 @@ struct DedupClient {
     uint64_t size, asked;       /* as WELCOME has them */
     uint64_t epoch;             /* counts what serial numbers belong to */
     DedupHeld *held;
+    DedupHeld *old[MAX_OLD];    /* Linux; the oldest first */
+    unsigned nold;
+    bool trims;                 /* a thread does */
+    bool trim_again;            /* when it ends */
     RequestList unsent, sent;
     DedupClientLayer *layers[DEDUP_LIMIT_LAYERS];
     uint8_t reads[DEDUP_LIMIT_LAYERS];  /* that are with the daemon */
@@ -106,6 +113,9 @@ static QLIST_HEAD(, DedupClient) clients = QLIST_HEAD_INITIALIZER(clients);
 
 static void request_free(Request *r)
 {
+    if (r->kind == SAY && r->fd >= 0) {
+        close(r->fd);
+    }
     g_free(r->own_body);
     g_free(r);
 }
@@ -399,6 +409,8 @@ static void say(DedupClient *c, Request *r, uint64_t epoch)
 typedef struct Trim {
     DedupClient *c;
     DedupHeld *held;
+    DedupHeld *old[MAX_OLD];
+    unsigned nold;
     uint64_t epoch;
     QemuThread thread;
 } Trim;
@@ -417,34 +429,107 @@ static void say_release(void *opaque, const uint32_t *slots, unsigned n,
     say(t->c, r, t->epoch);
 }
 
+static void say_claim(void *opaque, int fd, uint64_t lock,
+                      const uint32_t *slots, unsigned n, uint32_t flags)
+{
+    Trim *t = opaque;
+    Request *r = request_new(SAY, DEDUP_MSG_CLAIM, n, sizeof(DedupMsgClaim));
+
+    r->head.claim.flags = flags;
+    r->head.claim.lock = lock;
+    r->body_size = n * sizeof(*slots);
+    r->body = r->own_body = g_memdup2(slots, r->body_size);
+    r->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (r->fd < 0) {
+        request_free(r);        /* all of it stays */
+        return;
+    }
+    say(t->c, r, t->epoch);
+}
+
+/* Nothing of it is used. */
+static void drop_old(DedupClient *c, DedupHeld *h)
+{
+    unsigned i;
+
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        for (i = 0; i < c->nold && c->old[i] != h; i++) {
+            /* find it */
+        }
+        if (i == c->nold) {
+            return;
+        }
+        c->nold--;
+        memmove(c->old + i, c->old + i + 1, (c->nold - i) * sizeof(h));
+    }
+    dedup_held_unref(h);
+}
+
 static void *trim_thread(void *opaque)
 {
     Trim *t = opaque;
+    DedupClient *c = t->c;
+    unsigned i;
 
     dedup_held_trim(t->held, say_release, t);
     dedup_held_unref(t->held);
-    qatomic_dec(&t->c->trims);
+    for (i = 0; i < t->nold; i++) {
+        if (!dedup_held_claim(t->old[i], say_claim, t)) {
+            drop_old(c, t->old[i]);
+        }
+        dedup_held_unref(t->old[i]);
+    }
     g_free(t);
+    QEMU_LOCK_GUARD(&c->lock);
+    c->trims = false;
+    if (c->trim_again) {
+        c->trim_again = false;
+        start_trim(c);
+    }
     return NULL;
 }
 
 /* Clients are not freed, so a thread of theirs may end when it likes. */
 static void start_trim(DedupClient *c)
 {
+    unsigned i;
     Trim *t;
 
-    if (qatomic_cmpxchg(&c->trims, 0, 1)) {
+    if (c->trims) {
+        c->trim_again = true;
         return;
     }
+    c->trims = true;
     t = g_new0(Trim, 1);
     t->c = c;
     t->held = dedup_held_ref(c->held);
+    for (i = 0; i < c->nold; i++) {
+        t->old[t->nold++] = dedup_held_ref(c->old[i]);
+    }
     t->epoch = c->epoch;
     qemu_thread_create(&t->thread, "dedup-trim", trim_thread, t,
                        QEMU_THREAD_DETACHED);
 }
 
 /* --- the connection: the thread only, but for the first one --------------- */
+
+/* There is another store; of the one before the guest may still map frames. */
+static void keep_old(DedupClient *c)
+{
+    if (!c->held) {
+        return;
+    }
+    if (c->kind == DEDUP_STORE_KIND_XEN) {
+        dedup_held_unref(c->held);      /* Xen counts who uses them */
+        return;
+    }
+    if (c->nold == MAX_OLD) {
+        /* what is left of the oldest stays as long as it is mapped */
+        dedup_held_unref(c->old[0]);
+        memmove(c->old, c->old + 1, --c->nold * sizeof(c->old[0]));
+    }
+    c->old[c->nold++] = c->held;
+}
 
 /* False, and nothing is taken, if the store of @w cannot be used. */
 static bool adopt(DedupClient *c, int sock, int frames,
@@ -467,9 +552,7 @@ static bool adopt(DedupClient *c, int sock, int frames,
             c->epoch++;
         }
     } else {
-        if (c->held) {
-            dedup_held_unref(c->held);
-        }
+        keep_old(c);
         c->held = new;
         c->epoch++;
     }
@@ -483,6 +566,9 @@ static bool adopt(DedupClient *c, int sock, int frames,
     c->wrong = NULL;
     c->sock = sock;
     trace_dedup_client_connect(c->path, w->nslots, again);
+    if (c->nold) {
+        start_trim(c);          /* to claim */
+    }
     return true;
 }
 

@@ -28,6 +28,7 @@ struct DedupHeld {
     DedupStore *store;
     bool orphaned;              /* atomic */
     int fd;                     /* Linux; else -1 */
+    uint64_t file_lock;         /* of this process, on the file */
     uint32_t nslots;
     uint8_t uuid[16];
     DedupGivenOwner owner;
@@ -56,6 +57,7 @@ DedupHeld *dedup_held_new(int fd, const DedupMsgWelcome *welcome, Error **errp)
     h->ops = ops;
     h->store = store;
     h->fd = fd;
+    h->file_lock = welcome->lock;
     h->nslots = welcome->nslots;
     h->slots = g_new0(Slot, h->nslots);
     memcpy(h->uuid, welcome->uuid, sizeof(h->uuid));
@@ -272,6 +274,52 @@ void dedup_held_trim(DedupHeld *h, DedupReleaseFn *release, void *opaque)
         released += n;
     }
     trace_dedup_held_trim(released, dedup_held_count(h));
+}
+
+/* --- claiming ------------------------------------------------------------- */
+
+static void release_nothing(void *opaque, const uint32_t *slots, unsigned n,
+                            uint64_t serial)
+{
+}
+
+/* Some that are held, from *next on; step on.  Returns how many. */
+static unsigned list_some(DedupHeld *h, uint32_t *next, uint32_t *slots)
+{
+    unsigned n = 0;
+
+    QEMU_LOCK_GUARD(&h->lock);
+    for (; *next < h->nslots && n < DEDUP_CLAIM_SLOTS; (*next)++) {
+        if (h->slots[*next].held) {
+            slots[n++] = *next;
+        }
+    }
+    return n;
+}
+
+uint32_t dedup_held_claim(DedupHeld *h, DedupClaimFn *claim, void *opaque)
+{
+    g_autofree uint32_t *slots = g_new(uint32_t, DEDUP_CLAIM_SLOTS);
+    struct flock none = { .l_type = F_UNLCK, .l_whence = SEEK_SET };
+    uint32_t next = 0, sum = 0;
+    unsigned n;
+
+    assert(!h->store);
+    dedup_held_trim(h, release_nothing, NULL);
+    do {
+        bool first = !next;
+
+        n = list_some(h, &next, slots);
+        sum += n;
+        claim(opaque, h->fd, h->file_lock, slots, n,
+              (first ? DEDUP_CLAIM_FIRST : 0) |
+              (next == h->nslots ? DEDUP_CLAIM_LAST : 0));
+    } while (next < h->nslots);
+    if (!sum) {
+        /* what is not held is not given: nobody needs to wait for this */
+        fcntl(h->fd, F_OFD_SETLK, &none);
+    }
+    return sum;
 }
 
 uint32_t dedup_held_count(DedupHeld *h)

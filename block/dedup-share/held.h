@@ -96,6 +96,16 @@ typedef void DedupReleaseFn(void *opaque, const uint32_t *slots, unsigned n,
                             uint64_t serial);
 void dedup_held_trim(DedupHeld *h, DedupReleaseFn *release, void *opaque);
 
+/*
+ * Linux: the daemon has ended.  Call @claim for the slots that this process may
+ * still use, up to DEDUP_CLAIM_SLOTS at a time, with the flags of a CLAIM; at
+ * least once.  If there are none, the lock on the file is given up.  Not from a
+ * thread that others wait for; one at a time.  Returns how many.
+ */
+typedef void DedupClaimFn(void *opaque, int fd, uint64_t lock,
+                          const uint32_t *slots, unsigned n, uint32_t flags);
+uint32_t dedup_held_claim(DedupHeld *h, DedupClaimFn *claim, void *opaque);
+
 /* Frames that are held. */
 uint32_t dedup_held_count(DedupHeld *h);
 

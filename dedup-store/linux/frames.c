@@ -5,7 +5,7 @@
  *
  * Pages of one memfd; slot n is at n * 4096.  Nobody but the daemon can open it
  * for writing: its mode is 0600 before anyone gets a descriptor of it, and what
- * clients get is opened for reading.
+ * clients get is opened for reading, for each of them anew.
  */
 
 #include "qemu/osdep.h"
@@ -14,28 +14,22 @@
 #include "../checks.h"
 #include "../frames.h"
 #include "../memory-limit.h"
+#include "old.h"
 
 #define BLOCK DEDUP_PROTOCOL_BLOCK
 
 typedef struct LinuxFrames {
     int fd;
-    int client_fd;              /* the same file, read-only */
+    OldFiles *old;
+    uint64_t nclients;          /* main loop */
 } LinuxFrames;
-
-static int open_for_clients(int fd)
-{
-    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
-
-    return open(path, (DO("read-only") ? O_RDONLY : O_RDWR) |
-                O_CLOEXEC);
-}
 
 static void linux_close(void *opaque)
 {
     LinuxFrames *f = opaque;
 
-    if (f->client_fd >= 0) {
-        close(f->client_fd);
+    if (f->old) {
+        old_files_free(f->old);
     }
     if (f->fd >= 0) {
         close(f->fd);
@@ -48,29 +42,48 @@ static void *linux_open(const char *group, const char *place, uint32_t nslots,
 {
     LinuxFrames *f = g_new0(LinuxFrames, 1);
 
-    f->client_fd = -1;
-    f->fd = memfd_create("dedup-store", MFD_CLOEXEC);
+    f->fd = memfd_create(FRAMES_FILE_NAME, MFD_CLOEXEC);
     /* a memfd's mode is 0777: its reader could open it anew for writing */
     if (f->fd < 0 ||
         fchmod(f->fd, DO("frames-mode") ? 0600 : 0666) < 0 ||
-        ftruncate(f->fd, (off_t)nslots * BLOCK) < 0) {
-        goto fail;
+        ftruncate(f->fd, (off_t)nslots * BLOCK) < 0 ||
+        !frames_file_lock(f->fd, FRAMES_LOCK_DAEMON)) {
+        error_setg_errno(errp, errno, "cannot make the frames' file");
+        linux_close(f);
+        return NULL;
     }
-    f->client_fd = open_for_clients(f->fd);
-    if (f->client_fd >= 0) {
-        return f;
-    }
-fail:
-    error_setg_errno(errp, errno, "cannot make the frames' file");
-    linux_close(f);
-    return NULL;
+    f->old = old_files_new(f->fd);
+    return f;
 }
 
-static int linux_welcome(void *opaque, DedupMsgWelcome *w)
+static int linux_welcome(void *opaque, pid_t pid, DedupMsgWelcome *w)
+{
+    LinuxFrames *f = opaque;
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", f->fd);
+    int fd = open(path, (DO("read-only") ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+
+    w->lock = frames_lock_of(pid, ++f->nclients);
+    if (fd >= 0 && !frames_file_lock(fd, w->lock)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static void linux_claim(void *opaque, pid_t pid, int fd,
+                        const DedupMsgClaim *m, const uint32_t *slots,
+                        unsigned n)
 {
     LinuxFrames *f = opaque;
 
-    return f->client_fd;
+    old_files_claim(f->old, pid, fd, m, slots, n);
+}
+
+static uint64_t linux_old_memory(void *opaque)
+{
+    LinuxFrames *f = opaque;
+
+    return old_files_memory(f->old);
 }
 
 static int linux_write(void *opaque, uint32_t slot, unsigned n, const void *buf)
@@ -127,5 +140,7 @@ const FramesOps frames_linux = {
     .read = linux_read,
     .drop = linux_drop,
     .memory = linux_memory,
+    .old_memory = linux_old_memory,
+    .claim = linux_claim,
     .is_short = linux_is_short,
 };

@@ -177,7 +177,7 @@ static void xen_close(void *opaque)
     free_frames(f);
 }
 
-static int xen_welcome(void *opaque, DedupMsgWelcome *w)
+static int xen_welcome(void *opaque, pid_t pid, DedupMsgWelcome *w)
 {
     XenFrames *f = opaque;
 

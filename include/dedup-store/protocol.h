@@ -38,6 +38,7 @@
  *         <------------------------------ ANSWER
  *         <------------------------------ TRIM: what do you still map?
  *   RELEASE ---------------------------->
+ *   CLAIM (descriptor) ----------------->
  *
  * A client may have many requests in flight.  They are answered in any order,
  * each of them once, when all of its blocks are decided.
@@ -77,6 +78,8 @@
 #define DEDUP_READ_BLOCKS    256
 #define DEDUP_PUT_BLOCKS     32
 #define DEDUP_RELEASE_SLOTS  4096
+/* Slots of a CLAIM. */
+#define DEDUP_CLAIM_SLOTS    32768
 
 /* Of one connection. */
 #define DEDUP_LIMIT_LAYERS   256
@@ -101,6 +104,8 @@ typedef enum DedupMsgType {
     DEDUP_MSG_RELEASE = 6,      /* DedupMsgRelease, uint32_t slots[count] */
     DEDUP_MSG_ASK_STATUS = 7,   /* DedupMsgHeader */
     DEDUP_MSG_RECLAIM = 8,      /* DedupMsgHeader */
+    /* DedupMsgClaim, uint32_t slots[count], one descriptor */
+    DEDUP_MSG_CLAIM = 9,
     /* daemon to client */
     DEDUP_MSG_WELCOME = 65,     /* DedupMsgWelcome, one descriptor on Linux */
     DEDUP_MSG_REFUSED = 66,     /* DedupMsgRefused */
@@ -152,8 +157,9 @@ typedef enum DedupStoreKind {
 } DedupStoreKind;
 
 /*
- * The client is in.  Linux: the descriptor is of the frames' file, read-only;
- * slot n is at n * 4096.  Xen: slot n is a gfn of the domain @domid.
+ * The client is in.  Linux: the descriptor is of the frames' file, read-only,
+ * and of a description that no other client has; slot n is at n * 4096.  Xen:
+ * slot n is a gfn of the domain @domid.
  */
 typedef struct DedupMsgWelcome {
     DedupMsgHeader header;
@@ -163,6 +169,7 @@ typedef struct DedupMsgWelcome {
     uint32_t domid;             /* Xen: the store domain */
     uint64_t size;              /* bytes that the store may hold */
     uint64_t asked;             /* those that its --size says; 0: nothing */
+    uint64_t lock;              /* Linux: the client's, see CLAIM */
     uint8_t token[DEDUP_TOKEN_SIZE];
     uint8_t uuid[16];           /* of this store: no other one has it */
 } DedupMsgWelcome;
@@ -278,10 +285,28 @@ typedef struct DedupMsgRelease {
     uint64_t serial;
 } DedupMsgRelease;
 
-typedef struct DedupMsgFrameId {
-    uint32_t slot;
-    uint32_t generation;
-} DedupMsgFrameId;
+/*
+ * Linux: what the client's guest may still map of the frames of a daemon that
+ * has ended; the descriptor is that of their file, of that daemon's WELCOME.
+ * All slots are named, in as many messages as that takes, the first and the
+ * last of which are marked; they replace what was claimed before.  To be said
+ * when the client is connected to the next daemon, and after each TRIM.  No
+ * answer.
+ *
+ * A client has a read lock on the file's byte DedupMsgWelcome.lock, by the
+ * description that was passed to it.  Until that ends, or is given up by who
+ * uses nothing of the file any more, nothing is punched that it has not left
+ * out of a claim.
+ */
+#define DEDUP_CLAIM_FIRST 1u
+#define DEDUP_CLAIM_LAST 2u
+
+typedef struct DedupMsgClaim {
+    DedupMsgHeader header;
+    uint32_t flags;             /* DEDUP_CLAIM_* */
+    uint32_t reserved;
+    uint64_t lock;              /* of that WELCOME */
+} DedupMsgClaim;
 
 /* A part of a JSON text: DedupStoreStatus of the QAPI schema. */
 #define DEDUP_STATUS_MORE 1u

@@ -14,7 +14,8 @@ import struct
 
 BLOCK = 4096
 MAGIC, VERSION = 0x54534444, 1
-HELLO, LAYER, UNLAYER, READ, PUT, RELEASE, ASK_STATUS, RECLAIM = range(1, 9)
+HELLO, LAYER, UNLAYER, READ, PUT, RELEASE, ASK_STATUS, RECLAIM, \
+    CLAIM = range(1, 10)
 WELCOME, REFUSED, LAYER_STATE, ANSWER, ALIVE, TRIM, STATUS, RECLAIMED = \
     range(65, 73)
 OBSERVER = 1
@@ -24,7 +25,9 @@ FRAME, ZEROES, ABSENT, SEEN_ONCE, NO_LEASE, FULL, FAILED, BUSY = range(1, 9)
 
 HEADER = struct.Struct('=IIQ')
 HELLO_BODY = struct.Struct('=IIIIII16s')
-WELCOME_BODY = struct.Struct('=IIIIQQ16s16s')
+WELCOME_BODY = struct.Struct('=IIIIQQQ16s16s')
+CLAIM_BODY = struct.Struct('=IIQ')
+CLAIM_FIRST, CLAIM_LAST = 1, 2
 TWO = struct.Struct('=II')
 EXTENT = struct.Struct('=IIQ')
 ANSWER_BODY = struct.Struct('=Q')
@@ -40,7 +43,7 @@ def check_header(path):
                             text))
     ours = {
         'MSG': 'HELLO LAYER UNLAYER READ PUT RELEASE ASK_STATUS RECLAIM '
-               'WELCOME REFUSED LAYER_STATE ANSWER ALIVE TRIM STATUS '
+               'CLAIM WELCOME REFUSED LAYER_STATE ANSWER ALIVE TRIM STATUS '
                'RECLAIMED',
         'LAYER': 'LEASED BROKEN FORBIDDEN UNSUITABLE SMALL LIMIT',
         'ANSWER': 'FRAME ZEROES ABSENT SEEN_ONCE NO_LEASE FULL FAILED BUSY',
@@ -73,7 +76,7 @@ class Client:
         self.send(hello or self.hello(token=token, **kwargs), fds)
         body, fds = self.expect(WELCOME)
         (self.version, self.store, self.nslots, self.domid, self.size, _,
-         self.token, _) = WELCOME_BODY.unpack(body)
+         self.lock, self.token, _) = WELCOME_BODY.unpack(body)
         if fds:
             self.frames = fds[0]
 
@@ -199,6 +202,13 @@ class Client:
                               0) +
                   struct.pack('=Q', self.serial if serial is None else serial)
                   + struct.pack(f'={len(slots)}I', *slots))
+
+    def claim(self, fd, lock, slots=(), flags=CLAIM_FIRST | CLAIM_LAST,
+              reserved=0, count=None):
+        """What this process may map of the file of a daemon that has ended."""
+        self.send(HEADER.pack(CLAIM, len(slots) if count is None else count,
+                              0) + CLAIM_BODY.pack(flags, reserved, lock) +
+                  struct.pack(f'={len(slots)}I', *slots), [fd])
 
     def status(self):
         request = self.next_request()

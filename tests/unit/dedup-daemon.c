@@ -6,12 +6,50 @@
 
 #include "qemu/osdep.h"
 #include <glib/gstdio.h>
+#include "qapi/error.h"
+#include "qobject/qdict.h"
+#include "qobject/qjson.h"
 #include "dedup-daemon.h"
+
+static char *find_program(void)
+{
+    return g_test_build_filename(G_TEST_BUILT, "..", "..", "dedup-store",
+                                 "qemu-dedup-store", NULL);
+}
+
+/* What it writes; the caller's. */
+static char *run_command(const char *socket, const char *command,
+                         const char *option)
+{
+    g_autofree char *program = find_program();
+    char *argv[] = { program, (char *)command, (char *)"--socket",
+                     (char *)socket, (char *)option, NULL };
+    char *text = NULL;
+    int status;
+
+    g_assert_true(g_spawn_sync(NULL, argv, NULL, G_SPAWN_DEFAULT, NULL, NULL,
+                               &text, NULL, &status, NULL));
+    g_assert_cmpint(status, ==, 0);
+    return text;
+}
+
+void dedup_daemon_reclaim(const char *socket)
+{
+    g_free(run_command(socket, "reclaim", NULL));
+}
+
+uint64_t dedup_daemon_memory(const char *socket)
+{
+    g_autofree char *text = run_command(socket, "status", "--json");
+    g_autoptr(QDict) status =
+        qobject_to(QDict, qobject_from_json(text, &error_abort));
+
+    return qdict_get_int(status, "memory");
+}
 
 GPid dedup_daemon_start(const char *socket, const char *size)
 {
-    g_autofree char *program = g_test_build_filename(
-        G_TEST_BUILT, "..", "..", "dedup-store", "qemu-dedup-store", NULL);
+    g_autofree char *program = find_program();
     char *argv[] = { program, (char *)"--socket", (char *)socket,
                      (char *)"--size", (char *)size, NULL };
     GPid pid;

@@ -16,4 +16,10 @@ GPid dedup_daemon_start(const char *socket, const char *size);
 /* End it with @signal, and remove what it may have left. */
 void dedup_daemon_end(GPid pid, const char *socket, int signal);
 
+/* Have it drop what nobody uses, and its clients let go. */
+void dedup_daemon_reclaim(const char *socket);
+
+/* Bytes of memory that it says its frames have, and those of earlier ones. */
+uint64_t dedup_daemon_memory(const char *socket);
+
 #endif /* DEDUP_DAEMON_H */

@@ -302,6 +302,37 @@ static void test_killed(void)
     teardown();
 }
 
+static void await_memory(uint64_t size)
+{
+    while (dedup_daemon_memory(sock) != size) {
+        g_usleep(20 * 1000);
+    }
+}
+
+/* The frames of a daemon that has died stay while the guest has them. */
+static void test_old_frames(void)
+{
+    BlockBackend *blk;
+    unsigned i;
+
+    setup();
+    blk = open_image();
+    read_now(blk, 0, SIZE);
+    memset(guest, 0x66, SIZE / 2);
+    for (i = 0; i < 2; i++) {
+        dedup_daemon_end(pid, sock, SIGKILL);
+        pid = dedup_daemon_start(sock, "16M");
+        await_memory(SIZE / 2);
+        g_assert_cmpmem(guest + SIZE / 2, SIZE / 2, bytes + SIZE / 2, SIZE / 2);
+    }
+    read_now(blk, 0, SIZE / 4);
+    memset(guest, 0x66, SIZE);
+    dedup_daemon_reclaim(sock);
+    await_memory(0);
+    blk_unref(blk);
+    teardown();
+}
+
 /* Somebody writes to the image meanwhile: nothing old is read. */
 static void test_changed(void)
 {
@@ -689,6 +720,7 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/asked/shapes", test_shapes);
     g_test_add_func("/dedup/asked/qcow2", test_qcow2);
     g_test_add_func("/dedup/asked/killed", test_killed);
+    g_test_add_func("/dedup/asked/old-frames", test_old_frames);
     g_test_add_func("/dedup/asked/changed", test_changed);
     g_test_add_func("/dedup/asked/replaced", test_replaced);
     g_test_add_func("/dedup/asked/filtered", test_filtered);

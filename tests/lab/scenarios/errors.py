@@ -81,7 +81,8 @@ def check_false_daemon(lab, domid):
             one, _ = listener.accept()
             one.recv(4096)
             one.send(sc.HEADER.pack(sc.WELCOME, 0, 0) + sc.WELCOME_BODY.pack(
-                sc.VERSION, 2, 64, named, 64 << 12, 0, bytes(16), bytes(range(16))))
+                sc.VERSION, 2, 64, named, 64 << 12, 0, 0, bytes(16),
+                bytes(range(16))))
             one.recv(4096)
             one.close()
 
