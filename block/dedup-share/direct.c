@@ -70,7 +70,7 @@ static unsigned find_places(const Part *p, DedupBlock *blocks, Cursor *c)
         blocks[n++] = (DedupBlock) {
             .number = number,
             .dest.host = place,
-            .result = whole && place ? DEDUP_GIVEN : DEDUP_UNALIGNED,
+            .result = whole && place ? DEDUP_UNDECIDED : DEDUP_UNALIGNED,
         };
         offset = next;
     }

@@ -143,7 +143,7 @@ typedef struct DedupTarget {
 
 /*
  * Ask the store daemon for the @n blocks in a row, at most DEDUP_BATCH, of @t.
- * Those whose result is GIVEN are for the whole pages at their dest, and are
+ * Those whose result is UNDECIDED are for the whole pages at their dest, and are
  * given or copied; others are only copied.  What is in place then has that
  * result, or is placed.
  */
@@ -155,8 +155,8 @@ dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,
 
 /*
  * Put into place what @answers name; number i is for blocks[which[i]].  A block
- * whose result is GIVEN is for the whole page at its dest.  The others' results
- * say why not, then.
+ * whose result is UNDECIDED is for the whole page at its dest.  The others'
+ * results say why not.
  */
 void coroutine_fn dedup_place_answers(BDRVDedupShareState *s,
                                       const DedupTarget *t,

@@ -108,7 +108,7 @@ static bool any_held(const DedupStoreOps *ops, const DedupPage *pages,
     unsigned i;
 
     for (i = 0; i < n; i++) {
-        if (pages[i].result == DEDUP_GIVEN && ops->held(&pages[i].dest)) {
+        if (pages[i].result == DEDUP_UNDECIDED && ops->held(&pages[i].dest)) {
             return true;
         }
     }
@@ -127,7 +127,7 @@ static void coroutine_fn let_go(const DedupStoreOps *ops,
     }
     aio_co_reschedule_self(qemu_get_aio_context());
     for (i = 0; i < n; i++) {
-        if (pages[i].result == DEDUP_GIVEN) {
+        if (pages[i].result == DEDUP_UNDECIDED) {
             ops->let_go(&pages[i].dest);
         }
     }

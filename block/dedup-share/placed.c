@@ -77,7 +77,7 @@ static unsigned count_run(const DedupAnswers *a, const uint8_t *which,
         const DedupBlock *b = &blocks[which[i + run]];
         const DedupMsgFrame *f = &a->frames[i + run];
 
-        if (f->answer != DEDUP_ANSWER_FRAME || b->result != DEDUP_GIVEN ||
+        if (f->answer != DEDUP_ANSWER_FRAME || b->result != DEDUP_UNDECIDED ||
             f->slot != a->frames[i].slot + run ||
             b->dest.host != first->dest.host + run * DEDUP_BLOCK_SIZE) {
             break;
@@ -119,7 +119,7 @@ static void coroutine_fn give_pages(BDRVDedupShareState *s,
         const DedupBlock *b = &blocks[which[i]];
         const DedupMsgFrame *f = &a->frames[i];
 
-        if (f->answer == DEDUP_ANSWER_FRAME && b->result == DEDUP_GIVEN) {
+        if (f->answer == DEDUP_ANSWER_FRAME && b->result == DEDUP_UNDECIDED) {
             gives[n] = (DedupGive) {
                 .dest = b->dest, .slot = f->slot, .handle = f->handle,
             };
@@ -155,7 +155,7 @@ void coroutine_fn dedup_place_answers(BDRVDedupShareState *s,
             b->result = b->result ?: why_not(f->answer);
         } else if (!t->qiov) {
             continue;           /* it was given, or is the caller's to read */
-        } else if (b->result == DEDUP_GIVEN) {
+        } else if (b->result == DEDUP_UNDECIDED) {
             run = give_run(a, which, blocks, i);
         } else {
             copy_part(s, t, b, a->held, f->slot);

@@ -162,7 +162,7 @@ static void coroutine_fn put_run(BDRVDedupShareState *s, const DedupTarget *t,
     unsigned i;
 
     for (i = 0; i < n; i++) {
-        blocks[i].result = DEDUP_GIVEN;
+        blocks[i].result = DEDUP_UNDECIDED;
         which[i] = i;
     }
     dedup_client_put_blocks(s->client, buf, n, flags, &answers);

@@ -34,9 +34,11 @@ typedef struct DedupDest {
 
 /*
  * What became of a block: its destination is a frame, or holds a copy of one;
- * else why it is still to be read.  DEDUP_GIVEN must stay 0.
+ * else why it is still to be read.  At first nothing has: it is for a whole
+ * page, which may be given.
  */
 typedef enum DedupResult {
+    DEDUP_UNDECIDED = 0,
     DEDUP_GIVEN,
     DEDUP_COPIED,
     DEDUP_UNALIGNED,
@@ -236,9 +238,10 @@ void dedup_share_skip(BlockBackend *blk, unsigned n, DedupResult why);
 
 /*
  * Give the guest as many of @pages as can be given, before returning.
- * Pages whose result is DEDUP_GIVEN on entry are tried; those that are not
- * so on return are the caller's to read with dedup_share_co_read_rests(), in
- * full: whatever happens here, nothing fails.  @pages ascend by offset.
+ * Pages whose result is DEDUP_UNDECIDED on entry are tried; those that are not
+ * DEDUP_GIVEN on return are the caller's to read with
+ * dedup_share_co_read_rests(), in full: whatever happens here, nothing fails.
+ * @pages ascend by offset.
  */
 void coroutine_fn dedup_share_co_read(BlockBackend *blk, DedupPage *pages,
                                       unsigned n);

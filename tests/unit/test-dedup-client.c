@@ -1248,6 +1248,8 @@ static void test_gather(void)
         }
         qemu_coroutine_enter(qemu_coroutine_create(gather_entry, &q[i]));
         g_assert_false(q[i].done);
+        /* nobody may take it for given while it waits */
+        g_assert_false(dedup_in_place(q[i].gives[0].result));
     }
     g_assert_cmpint(give_calls, ==, 0);
     while (!q[4].done) {
