@@ -194,7 +194,8 @@ TESTS = [
      "[testblock, files('dedup-guest-ram.c', 'dedup-daemon.c', "
      "'dedup-nodes.c')],\n"
      "                  'test-dedup-client': "
-     "[testblock, files('dedup-guest-ram.c', 'dedup-daemon.c')]} : {}\n"
+     "[testblock, files('dedup-guest-ram.c', 'dedup-daemon.c', "
+     "'iothread.c')]} : {}\n"
      "if config_host_data.get('CONFIG_DEDUP_SHARE') and have_tools\n"
      "  tests += {'test-dedup-store': [dedup_store_deps, dedup_store_files]}\n"
      "endif\n"),

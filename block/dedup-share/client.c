@@ -65,6 +65,19 @@ typedef struct Request {
 } Request;
 
 typedef QTAILQ_HEAD(, Request) RequestList;
+typedef QSIMPLEQ_HEAD(, Waiter) WaiterList;
+
+/* AioContexts that read the socket; more of them wait for these. */
+#define MAX_READERS 64
+
+/*
+ * Messages that one of them reads before it does something else: who goes on
+ * may ask for more, and so on.
+ */
+#define READ_AT_ONCE 16
+
+/* The thread looks so often what none of them has read. */
+#define LOOK_US G_USEC_PER_SEC
 
 struct DedupClient {
     char *path;
@@ -73,12 +86,19 @@ struct DedupClient {
     unsigned refs;              /* main loop */
     QemuThread thread;
     EventNotifier wake;
-    QSIMPLEQ_HEAD(, Waiter) woken;      /* the thread's */
     bool stop;                  /* atomic */
     QLIST_ENTRY(DedupClient) next;
 
     QemuMutex lock;             /* protects all below; held for moments */
     int sock;                   /* -1: none; changed by the thread only */
+    AioContext *readers[MAX_READERS];   /* that read it; references */
+    unsigned nreaders;          /* 0: the thread does */
+    WaiterList woken;           /* go on when the lock is let go */
+    union {
+        uint64_t align;
+        uint8_t bytes[sizeof(DedupMsgAnswer) +
+                      DEDUP_READ_BLOCKS * sizeof(DedupMsgFrame)];
+    } message;                  /* that was received last */
     uint64_t connection;        /* counts them */
     bool silent;
     int64_t heard;              /* us: when something came last */
@@ -132,14 +152,18 @@ static void wake_up(DedupClient *c, Request *r)
 
 /*
  * Coroutines go on.  Without the lock: what they do first is to ask for more,
- * in threads of their own, and these would wait for it.
+ * here or in threads of their own, and these would wait for it.
  */
 static void run_woken(DedupClient *c)
 {
+    WaiterList woken = QSIMPLEQ_HEAD_INITIALIZER(woken);
     Waiter *w;
 
-    while ((w = QSIMPLEQ_FIRST(&c->woken))) {
-        QSIMPLEQ_REMOVE_HEAD(&c->woken, next);
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        QSIMPLEQ_CONCAT(&woken, &c->woken);
+    }
+    while ((w = QSIMPLEQ_FIRST(&woken))) {
+        QSIMPLEQ_REMOVE_HEAD(&woken, next);
         aio_co_wake(w->co);
     }
 }
@@ -375,6 +399,82 @@ static const char *handle(DedupClient *c, void *message, size_t size, int fd)
     }
 }
 
+/* --- receiving ------------------------------------------------------------ */
+
+/* Take a message, if one has come; false if none has. */
+static bool receive_one(DedupClient *c)
+{
+    const char *wrong;
+    ssize_t got;
+    int fd;
+
+    QEMU_LOCK_GUARD(&c->lock);
+    if (c->sock < 0 || c->wrong) {
+        return false;
+    }
+    got = dedup_receive(c->sock, &c->message, sizeof(c->message), &fd);
+    if (got == -EAGAIN) {
+        return false;
+    }
+    c->heard = g_get_monotonic_time();
+    c->silent = false;
+    wrong = got > 0 ? handle(c, &c->message, got, fd) :
+            got == -EPROTO ? "a message that is too long" :
+            "the store daemon has ended it";
+    if (wrong) {
+        end_connection(c, wrong);
+    }
+    return !wrong;
+}
+
+/* In the AioContext of one who has asked. */
+static void on_readable(void *opaque)
+{
+    DedupClient *c = opaque;
+    unsigned i;
+
+    for (i = 0; i < READ_AT_ONCE && receive_one(c); i++) {
+        run_woken(c);
+    }
+}
+
+/*
+ * This AioContext reads the socket, too, from now on.  It stays when its thread
+ * ends, and does no harm then.  With the lock held.
+ */
+static void add_reader(DedupClient *c)
+{
+    AioContext *ctx = qemu_get_current_aio_context();
+    unsigned i;
+
+    for (i = 0; i < c->nreaders; i++) {
+        if (c->readers[i] == ctx) {
+            return;
+        }
+    }
+    if (i < MAX_READERS) {
+        aio_context_ref(ctx);
+        c->readers[c->nreaders++] = ctx;
+        aio_set_fd_handler(ctx, c->sock, on_readable, NULL, NULL, NULL, c);
+    }
+}
+
+/*
+ * No AioContext reads any more, with the lock held.  How many did, and their
+ * references, which are the caller's.
+ */
+static unsigned remove_readers(DedupClient *c, AioContext **readers)
+{
+    unsigned i, n = c->nreaders;
+
+    for (i = 0; i < n; i++) {
+        readers[i] = c->readers[i];
+        aio_set_fd_handler(readers[i], c->sock, NULL, NULL, NULL, NULL, NULL);
+    }
+    c->nreaders = 0;
+    return n;
+}
+
 /* --- trimming ------------------------------------------------------------- */
 
 static Request *request_new(int kind, DedupMsgType type, uint32_t count,
@@ -594,16 +694,15 @@ static int try_connect(DedupClient *c, unsigned limit_ms, int stop_fd,
     return 0;
 }
 
+/* Whoever waits goes on; with the lock held. */
 static void forget_connection(DedupClient *c, const char *why)
 {
     unsigned i;
 
-    QEMU_LOCK_GUARD(&c->lock);
-    if (c->sock < 0) {
-        return;
-    }
     trace_dedup_client_end(c->path, why);
     dedup_held_set_orphaned(c->held, true);
+    /* at once, though an AioContext may not have let go of it yet */
+    shutdown(c->sock, SHUT_RDWR);
     close(c->sock);
     c->sock = -1;
     c->nsent = 0;
@@ -618,35 +717,19 @@ static void forget_connection(DedupClient *c, const char *why)
 
 static void disconnect(DedupClient *c, const char *why)
 {
-    forget_connection(c, why);
-    run_woken(c);
-}
+    AioContext *readers[MAX_READERS];
+    unsigned n = 0;
 
-/* What has come; *why, if the connection is to end. */
-static void receive_all(DedupClient *c, const char **why)
-{
-    union {
-        uint64_t align;
-        uint8_t bytes[sizeof(DedupMsgAnswer) +
-                      DEDUP_READ_BLOCKS * sizeof(DedupMsgFrame)];
-    } m;
-    ssize_t got;
-    int fd;
-
-    while (!*why) {
-        got = dedup_receive(c->sock, &m, sizeof(m), &fd);
-        if (got == -EAGAIN) {
-            return;
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        if (c->sock >= 0) {
+            n = remove_readers(c, readers);
+            forget_connection(c, why);
         }
-        WITH_QEMU_LOCK_GUARD(&c->lock) {
-            c->heard = g_get_monotonic_time();
-            c->silent = false;
-            *why = got > 0 ? handle(c, &m, got, fd) :
-                   got == -EPROTO ? "a message that is too long" :
-                   "the store daemon has ended it";
-        }
-        run_woken(c);
     }
+    while (n) {
+        aio_context_unref(readers[--n]);        /* the last one may free it */
+    }
+    run_woken(c);
 }
 
 /* How long may @r still wait?  us; not more than 0: it has waited enough. */
@@ -722,16 +805,19 @@ static int64_t mind_limit(DedupClient *c)
     return us;
 }
 
-/* Wait for a message, or for room if that is wanted, or to be woken. */
-static bool wait_for_socket(DedupClient *c, int64_t us)
+/*
+ * Wait for a message, unless others do, or for room if that is wanted, or to be
+ * woken.
+ */
+static void wait_for_socket(DedupClient *c, int64_t us)
 {
     struct pollfd fds[] = {
-        { .fd = c->sock, .events = POLLIN },
+        { .fd = c->sock },
         { .fd = event_notifier_get_fd(&c->wake), .events = POLLIN },
     };
 
     WITH_QEMU_LOCK_GUARD(&c->lock) {
-        fds[0].events |= c->full ? POLLOUT : 0;
+        fds[0].events = (c->nreaders ? 0 : POLLIN) | (c->full ? POLLOUT : 0);
     }
     poll(fds, ARRAY_SIZE(fds), us / 1000 + 1);
     if (fds[1].revents) {
@@ -742,7 +828,6 @@ static bool wait_for_socket(DedupClient *c, int64_t us)
         c->full = false;
         send_all(c);
     }
-    return fds[0].revents & ~POLLOUT;
 }
 
 static const char *converse(DedupClient *c)
@@ -750,13 +835,12 @@ static const char *converse(DedupClient *c)
     const char *why = NULL;
 
     while (!why && !qatomic_read(&c->stop)) {
-        int64_t us = mind_limit(c);
-
-        if (wait_for_socket(c, us)) {
-            receive_all(c, &why);
+        wait_for_socket(c, MIN(mind_limit(c), LOOK_US));
+        while (receive_one(c)) {
+            run_woken(c);
         }
         WITH_QEMU_LOCK_GUARD(&c->lock) {
-            why = why ?: c->wrong;
+            why = c->wrong;
         }
     }
     return why ?: "it is not needed any more";
@@ -918,6 +1002,7 @@ static bool coroutine_fn ask(DedupClient *c, Request *r)
             r->answers->held = dedup_held_ref(c->held);
         }
         r->waiter = &w;
+        add_reader(c);
         QTAILQ_INSERT_TAIL(&c->unsent, r, next);
         send_all(c);
     }

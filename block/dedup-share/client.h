@@ -25,7 +25,7 @@
  *
  * A request, and who moves it on:
  *
- *   dedup_client_read(), _put()      the reader thread
+ *   dedup_client_read(), _put()      who reads the socket
  *        |                                |
  *        v        there is room           v
  *     UNSENT ----------------------> SENT ------> done: its coroutine wakes
@@ -34,8 +34,13 @@
  *        v                           silence      wakes, and the answer is
  *      done                                       awaited without it
  *
- * One thread reads the socket, minds the limit, and connects anew, at most once
- * a second.  It wakes each coroutine in that one's own AioContext.
+ * The socket is read in each AioContext that has asked: who waits there goes on
+ * without a wake-up by another thread, and no AioContext waits for one that has
+ * other work.  Who waits elsewhere is woken in its own AioContext.
+ *
+ * One thread minds the limit, and connects anew, at most once a second.  It
+ * reads the socket until the first AioContext does; and then now and then, for
+ * what none has read, as all may be busy, or gone.
  */
 
 #ifndef DEDUP_SHARE_CLIENT_H

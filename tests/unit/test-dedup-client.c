@@ -25,6 +25,7 @@
 #include "qemu/units.h"
 #include "dedup-daemon.h"
 #include "dedup-guest-ram.h"
+#include "iothread.h"
 
 #define PAGE DEDUP_BLOCK_SIZE
 #define BLOCKS 512              /* of the image; 2 MiB */
@@ -516,6 +517,81 @@ static void test_killed(void)
     dedup_client_done(&old.a);
     dedup_client_close_layer(c, &l);
     dedup_client_put(c);
+    end_daemon(SIGTERM);
+    teardown();
+}
+
+/* --- several AioContexts -------------------------------------------------- */
+
+/* Who asks for blocks, one after the other, in an AioContext. */
+typedef struct Asker {
+    DedupClient *c;
+    const DedupClientLayer *layer;
+    unsigned left;              /* requests; atomic: others look */
+} Asker;
+
+static void coroutine_fn asker_entry(void *opaque)
+{
+    Asker *a = opaque;
+
+    while (a->left) {
+        unsigned first = a->left * 37 % (BLOCKS - 3);
+        DedupMsgExtent e = {
+            .layer = a->layer->number, .first = first, .n = 3,
+        };
+        DedupAnswers answers;
+
+        dedup_client_read(a->c, a->layer->connection, &e, 1, 0, &answers);
+        check_frames(&answers, bytes + first * PAGE);
+        dedup_client_done(&answers);
+        qatomic_set(&a->left, a->left - 1);
+    }
+}
+
+static void asker_begin(Asker *a, AioContext *ctx, unsigned n)
+{
+    qatomic_set(&a->left, n);
+    aio_co_enter(ctx, qemu_coroutine_create(asker_entry, a));
+}
+
+/*
+ * Who asks is answered in its own AioContext, whatever the others do: all at
+ * once; while one that has asked before does something else; when others have
+ * ended.
+ */
+static void test_contexts(void)
+{
+    IOThread *threads[] = { iothread_new(), iothread_new() };
+    DedupClientLayer l = { 0 };
+    Asker askers[3];
+    DedupClient *c;
+    unsigned i;
+
+    setup();
+    start_daemon("16M");
+    c = get();
+    g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
+    for (i = 0; i < 3; i++) {
+        askers[i] = (Asker) { .c = c, .layer = &l };
+        asker_begin(&askers[i], i < 2 ? iothread_get_aio_context(threads[i]) :
+                    qemu_get_aio_context(), 2000);
+    }
+    while (qatomic_read(&askers[0].left) || qatomic_read(&askers[1].left) ||
+           askers[2].left) {
+        aio_poll(qemu_get_aio_context(), askers[2].left);
+    }
+    asker_begin(&askers[1], iothread_get_aio_context(threads[1]), 2000);
+    while (qatomic_read(&askers[1].left)) {
+        g_usleep(1000);
+    }
+    iothread_join(threads[0]);
+    iothread_join(threads[1]);
+    asker_begin(&askers[2], qemu_get_aio_context(), 100);
+    while (askers[2].left) {
+        aio_poll(qemu_get_aio_context(), true);
+    }
+    dedup_client_close_layer(c, &l);
+    dedup_client_put(c);        /* which has read in those that are gone */
     end_daemon(SIGTERM);
     teardown();
 }
@@ -1307,6 +1383,7 @@ int main(int argc, char **argv)
     dedup_store_register(&fake_xen);
     g_test_add_func("/dedup/client/xen-held", test_xen_held);
     g_test_add_func("/dedup/client/gather", test_gather);
+    g_test_add_func("/dedup/client/contexts", test_contexts);
     g_test_add_func("/dedup/client/killed", test_killed);
     g_test_add_func("/dedup/client/stopped", test_stopped);
     return g_test_run();
