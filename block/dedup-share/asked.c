@@ -14,9 +14,9 @@
 
 /* What is asked for. */
 typedef struct Question {
-    DedupMsgExtent extents[DEDUP_BATCH];
+    DedupMsgExtent extents[DEDUP_READ_BLOCKS];
     unsigned nextents;
-    uint8_t blocks[DEDUP_BATCH];        /* answer i is for this block */
+    uint8_t blocks[DEDUP_READ_BLOCKS];  /* answer i is for this block */
     unsigned n;
     uint64_t connection;
     uint32_t flags;
@@ -99,7 +99,7 @@ void coroutine_fn dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks,
 {
     BDRVDedupShareState *s = bs->opaque;
     bool counts = !s->offers || !t->qiov;
-    DEDUP_HOT_ARRAY DedupPlace places[DEDUP_BATCH];
+    DEDUP_HOT_ARRAY DedupPlace places[DEDUP_READ_BLOCKS];
     DEDUP_HOT_ARRAY DedupAnswers answers;
     DEDUP_HOT_ARRAY Question q;
 

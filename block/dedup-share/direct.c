@@ -22,7 +22,7 @@ typedef struct Cursor {
     size_t skip;                /* bytes of it */
 } Cursor;
 
-/* A part of a request, of at most DEDUP_BATCH blocks. */
+/* A part of a request, of at most DEDUP_READ_BLOCKS blocks. */
 typedef struct Part {
     int64_t offset;
     int64_t bytes;
@@ -88,8 +88,8 @@ typedef struct Rest {
     const Part *part;
     uint64_t first;             /* block of the part */
     struct {
-        uint8_t from, to;       /* blocks of the part; a run */
-    } runs[DEDUP_BATCH];
+        uint16_t from, to;      /* blocks of the part; a run */
+    } runs[DEDUP_READ_BLOCKS];
 } Rest;
 
 static int coroutine_fn GRAPH_RDLOCK read_rest_run(void *opaque, unsigned i)
@@ -111,7 +111,7 @@ static int coroutine_fn GRAPH_RDLOCK
 read_part(BlockDriverState *bs, const Part *p, Cursor *c)
 {
     BDRVDedupShareState *s = bs->opaque;
-    DEDUP_HOT_ARRAY DedupBlock blocks[DEDUP_BATCH];
+    DEDUP_HOT_ARRAY DedupBlock blocks[DEDUP_READ_BLOCKS];
     DEDUP_HOT_ARRAY Rest rest;
     unsigned i, n = find_places(p, blocks, c), nruns = 0;
     int ret;
@@ -153,7 +153,7 @@ static int coroutine_fn GRAPH_RDLOCK read_one_part(void *opaque, unsigned i)
     return read_part(all->bs, &all->parts[i], &all->cursors[i]);
 }
 
-/* The part of @p from @skip bytes on, up to a bound of DEDUP_BATCH blocks. */
+/* The part of @p from @skip bytes on, up to a bound of so many blocks. */
 static Part cut_part(const Part *p, int64_t skip)
 {
     Part part = *p;
@@ -162,7 +162,7 @@ static Part cut_part(const Part *p, int64_t skip)
     part.offset += skip;
     part.qiov_offset += skip;
     stop = ROUND_DOWN(part.offset, DEDUP_BLOCK_SIZE) +
-           DEDUP_BATCH * DEDUP_BLOCK_SIZE;
+           DEDUP_READ_BLOCKS * DEDUP_BLOCK_SIZE;
     part.bytes = MIN(stop - part.offset, p->bytes - skip);
     return part;
 }
@@ -170,7 +170,7 @@ static Part cut_part(const Part *p, int64_t skip)
 static int coroutine_fn GRAPH_RDLOCK
 read_parts(BlockDriverState *bs, const Part *whole)
 {
-    size_t most = whole->bytes / (DEDUP_BATCH * DEDUP_BLOCK_SIZE) + 2;
+    size_t most = whole->bytes / (DEDUP_READ_BLOCKS * DEDUP_BLOCK_SIZE) + 2;
     g_autofree Part *parts = g_new(Part, most);
     g_autofree Cursor *cursors = g_new(Cursor, most);
     Parts all = { .bs = bs, .parts = parts, .cursors = cursors };

@@ -54,7 +54,7 @@ typedef struct DedupPlace {
 
 /*
  * Find the places of @n blocks of the disk below @bs, from block @first on, at
- * most DEDUP_BATCH.  Opens the files that are not open yet.
+ * most DEDUP_READ_BLOCKS.  Opens the files that are not open yet.
  */
 void coroutine_fn GRAPH_RDLOCK
 dedup_files_locate(DedupFiles *f, DedupClient *c, BlockDriverState *bs,

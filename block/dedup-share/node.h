@@ -142,10 +142,10 @@ typedef struct DedupTarget {
 } DedupTarget;
 
 /*
- * Ask the store daemon for the @n blocks in a row, at most DEDUP_BATCH, of @t.
- * Those whose result is UNDECIDED are for the whole pages at their dest, and are
- * given or copied; others are only copied.  What is in place then has that
- * result, or is placed.
+ * Ask the store daemon for the @n blocks in a row of @t, at most
+ * DEDUP_READ_BLOCKS; if they were offered, DEDUP_BATCH.  Those whose result is
+ * UNDECIDED are for the whole pages at their dest, and are given or copied;
+ * others are only copied.  What is in place then has that result, or is placed.
  */
 void coroutine_fn GRAPH_RDLOCK
 dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks, unsigned n,

@@ -44,7 +44,7 @@ typedef struct Puts {
     DedupBlock *blocks;
     struct {
         uint8_t first, n;       /* of @blocks */
-    } runs[DEDUP_BATCH];
+    } runs[DEDUP_READ_BLOCKS];
 } Puts;
 
 /* --- back-off ------------------------------------------------------------- */

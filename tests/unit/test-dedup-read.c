@@ -22,7 +22,7 @@
 #include "dedup-nodes.h"
 
 #define PAGE DEDUP_BLOCK_SIZE
-#define PART (DEDUP_BATCH * PAGE)
+#define PART (DEDUP_READ_BLOCKS * PAGE)
 #define PARTS 6
 #define SIZE (PARTS * PART)
 
