@@ -86,6 +86,8 @@ static int run_model(const char *dir, const char *socket, uint64_t ops,
 /* So long it is waited for somebody to be in the middle of something. */
 #define FIND_US 500000
 #define FIND_CALL_US 1500000
+/* What the frames have is back within the size so soon after a daemon's death. */
+#define MEMORY_US (20 * G_USEC_PER_SEC)
 /* In fewer turns than this it may not be met. */
 #define TURNS 5
 
@@ -161,6 +163,7 @@ typedef struct Killer {
     unsigned kills, daemon_kills, stalls, failures;
     unsigned in_kind[STRESS_KINDS_KILLED + 1];  /* kills; the last: in none */
     unsigned in_call[ARRAY_SIZE(calls)];
+    int64_t longest_back;       /* us: until memory was within the size */
 } Killer;
 
 static void start_worker(Killer *k, unsigned i)
@@ -300,9 +303,10 @@ static void report(Killer *k)
         longest = MAX(longest, k->pulses[i].longest);
     }
     printf("kill-test: %u kills, %u of the store daemon, %" PRIu64
-           " operations, the longest %" PRId64 " ms, %u stalls, %u failures\n",
+           " operations, the longest %" PRId64 " ms, %u stalls, %u failures, "
+           "memory back after %" PRId64 " ms\n",
            k->kills, k->daemon_kills, ops,
-           longest / 1000, k->stalls, k->failures);
+           longest / 1000, k->stalls, k->failures, k->longest_back / 1000);
     print_kills(k);
 }
 
@@ -364,6 +368,28 @@ static bool kill_in_call(const char *call, unsigned nth)
     return died;
 }
 
+/* All frames' memory is within the size again, those of dead daemons too. */
+static void await_memory(Killer *k)
+{
+    int64_t begin = g_get_monotonic_time(), took;
+    pid_t pids[WORKERS + 2];
+    uint64_t size;
+
+    memcpy(pids, k->pids, sizeof(k->pids));
+    pids[WORKERS] = getpid();
+    pids[WORKERS + 1] = stress_daemon_pid();
+    do {
+        size = stress_frames_memory(pids, ARRAY_SIZE(pids));
+        took = g_get_monotonic_time() - begin;
+    } while (size > STORE_SIZE && took < MEMORY_US);
+    k->longest_back = MAX(k->longest_back, took);
+    if (size > STORE_SIZE) {
+        printf("FAILED: %" PRIu64 " bytes of frames, %u may be\n", size,
+               STORE_SIZE);
+        k->failures++;
+    }
+}
+
 static void kill_daemon(Killer *k)
 {
     unsigned call = k->daemon_kills % ARRAY_SIZE(calls);
@@ -373,6 +399,7 @@ static void kill_daemon(Killer *k)
     stress_end_daemon(k->socket, SIGKILL);
     k->daemon_kills++;
     stress_start_daemon(k->socket);
+    await_memory(k);
 }
 
 static int run_kill(const char *dir, const char *socket, unsigned seconds,

@@ -62,6 +62,12 @@ void stress_start_daemon(const char *socket);
 void stress_end_daemon(const char *socket, int signal);
 GPid stress_daemon_pid(void);
 
+/* Bytes that it may have. */
+#define STORE_SIZE (STORE_FRAMES * (PAGE + 160))
+
+/* Bytes of all files of frames that @n processes have open, or map. */
+uint64_t stress_frames_memory(const pid_t *pids, unsigned n);
+
 void world_init(World *w, const char *dir, const char *socket, unsigned number,
                 uint32_t seed);
 void world_destroy(World *w);

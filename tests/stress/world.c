@@ -490,7 +490,7 @@ static GPid daemon_pid;
 
 void stress_start_daemon(const char *socket)
 {
-    g_autofree char *size = g_strdup_printf("%u", STORE_FRAMES * (PAGE + 160));
+    g_autofree char *size = g_strdup_printf("%u", STORE_SIZE);
 
     daemon_pid = dedup_daemon_start(socket, size);
 }
