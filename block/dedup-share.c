@@ -179,7 +179,14 @@ static int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_pwritev(BlockDriverState *bs, int64_t offset, int64_t bytes,
                        QEMUIOVector *qiov, BdrvRequestFlags flags)
 {
-    return bdrv_co_pwritev(bs->file, offset, bytes, qiov, flags);
+    BDRVDedupShareState *s = bs->opaque;
+    DedupWrite w;
+    int ret;
+
+    dedup_origin_begin_write(&s->origin, &w, offset, bytes);
+    ret = bdrv_co_pwritev(bs->file, offset, bytes, qiov, flags);
+    dedup_origin_end_write(&s->origin, &w);
+    return ret;
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -194,13 +201,27 @@ static int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset,
                              int64_t bytes, BdrvRequestFlags flags)
 {
-    return bdrv_co_pwrite_zeroes(bs->file, offset, bytes, flags);
+    BDRVDedupShareState *s = bs->opaque;
+    DedupWrite w;
+    int ret;
+
+    dedup_origin_begin_write(&s->origin, &w, offset, bytes);
+    ret = bdrv_co_pwrite_zeroes(bs->file, offset, bytes, flags);
+    dedup_origin_end_write(&s->origin, &w);
+    return ret;
 }
 
 static int coroutine_fn GRAPH_RDLOCK
 dedup_share_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
 {
-    return bdrv_co_pdiscard(bs->file, offset, bytes);
+    BDRVDedupShareState *s = bs->opaque;
+    DedupWrite w;
+    int ret;
+
+    dedup_origin_begin_write(&s->origin, &w, offset, bytes);
+    ret = bdrv_co_pdiscard(bs->file, offset, bytes);
+    dedup_origin_end_write(&s->origin, &w);
+    return ret;
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -208,7 +229,13 @@ dedup_share_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
                         PreallocMode prealloc, BdrvRequestFlags flags,
                         Error **errp)
 {
-    return bdrv_co_truncate(bs->file, offset, exact, prealloc, flags, errp);
+    BDRVDedupShareState *s = bs->opaque;
+    int ret;
+
+    dedup_origin_begin_resize(&s->origin);
+    ret = bdrv_co_truncate(bs->file, offset, exact, prealloc, flags, errp);
+    dedup_origin_end_resize(&s->origin);
+    return ret;
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -229,8 +256,15 @@ dedup_share_co_copy_range_to(BlockDriverState *bs, BdrvChild *src,
                              BdrvRequestFlags read_flags,
                              BdrvRequestFlags write_flags)
 {
-    return bdrv_co_copy_range_to(src, src_offset, bs->file, dst_offset, bytes,
+    BDRVDedupShareState *s = bs->opaque;
+    DedupWrite w;
+    int ret;
+
+    dedup_origin_begin_write(&s->origin, &w, dst_offset, bytes);
+    ret = bdrv_co_copy_range_to(src, src_offset, bs->file, dst_offset, bytes,
                                  read_flags, write_flags);
+    dedup_origin_end_write(&s->origin, &w);
+    return ret;
 }
 
 static int coroutine_fn GRAPH_RDLOCK
@@ -264,6 +298,21 @@ dedup_share_co_lock_medium(BlockDriverState *bs, bool locked)
 
 /* The node */
 
+static void GRAPH_RDLOCK
+dedup_share_child_perm(BlockDriverState *bs, BdrvChild *c, BdrvChildRole role,
+                       BlockReopenQueue *queue, uint64_t perm, uint64_t shared,
+                       uint64_t *nperm, uint64_t *nshared)
+{
+    BDRVDedupShareState *s = bs->opaque;
+
+    if (role & BDRV_CHILD_FILTERED) {
+        bdrv_default_perms(bs, c, role, queue, perm, shared, nperm, nshared);
+        dedup_origin_cut_shared(&s->origin, bs, nshared);
+    } else {
+        dedup_origin_perms(nperm, nshared);
+    }
+}
+
 /* Who offers reads, if they must be: where guest memory is not QEMU's. */
 static void set_client(BDRVDedupShareState *s, DedupClient *client)
 {
@@ -282,14 +331,13 @@ static int dedup_share_open(BlockDriverState *bs, QDict *options, int flags,
         return -EINVAL;
     }
     s->opts.path = dedup_find_socket(&s->opts);
+    dedup_origin_init(&s->origin);
     ret = bdrv_open_file_child(NULL, options, "file", bs, errp);
-    if (ret < 0) {
+    if (ret < 0 || !dedup_origin_open(&s->origin, bs, options, errp) ||
+        !dedup_join(&s->opts, &s->client, &s->reason, errp)) {
+        dedup_origin_destroy(&s->origin);
         options_free(&s->opts);
-        return ret;
-    }
-    if (!dedup_join(&s->opts, &s->client, &s->reason, errp)) {
-        options_free(&s->opts);
-        return -EINVAL;
+        return ret < 0 ? ret : -EINVAL;
     }
     set_client(s, s->client);
     dedup_gather_init(&s->gather);
@@ -325,6 +373,7 @@ static void dedup_share_close(BlockDriverState *bs)
     leave(s->client);
     dedup_gather_destroy(&s->gather);
     dedup_buffers_destroy(s);
+    dedup_origin_destroy(&s->origin);
     g_free(s->reason);
     options_free(&s->opts);
 }
@@ -439,7 +488,7 @@ DedupShareStats *dedup_share_stats(BlockDriverState *bs)
         return NULL;
     }
     return dedup_stats_new(bdrv_get_node_name(bs), s->opts.group, s->reason,
-                           s->client, &s->counters);
+                           s->client, &s->counters, &s->origin);
 }
 
 /*
@@ -457,7 +506,7 @@ static BlockDriver bdrv_dedup_share = {
 
     .bdrv_open                  = dedup_share_open,
     .bdrv_close                 = dedup_share_close,
-    .bdrv_child_perm            = bdrv_default_perms,
+    .bdrv_child_perm            = dedup_share_child_perm,
     .strong_runtime_opts        = dedup_share_strong_runtime_opts,
     .bdrv_reopen_prepare        = dedup_share_reopen_prepare,
     .bdrv_reopen_commit         = dedup_share_reopen_commit,

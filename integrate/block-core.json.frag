@@ -77,6 +77,14 @@
 #
 # @share: which blocks are shared (default: base)
 #
+# @origin: the image that this node's image is a copy of, by means of
+#     the file system, as ``cp --reflink`` makes it.  Blocks that the
+#     guest has not written since are those of the origin, and are shared
+#     as such, with other copies, too, and without I/O.  Both images are
+#     raw, in files on one XFS or btrfs, and the store daemon can have a
+#     lease on the origin.  It is opened read-only unless something else
+#     is said, and must not be written to.  (default: none)
+#
 # @share-encrypted: with @share all, also where an image of the chain is
 #     encrypted; who can read the group's store can then read what the
 #     guest reads (default: off)
@@ -106,6 +114,7 @@
             '*store': 'DedupShareStore',
             '*store-size': 'size',
             '*share': 'DedupShareScope',
+            '*origin': 'BlockdevRef',
             '*share-encrypted': 'bool',
             '*timeout': 'uint32',
             '*admission': 'DedupShareAdmission',

@@ -4,8 +4,9 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  *
  * One message asks for all blocks of a part of a request that are in leased
- * images.  Of the others, those that are for whole pages are read and put, if
- * the node's share=all.  The caller reads what is not in place then.
+ * images, or still those of the leased image that theirs is a copy of.  Of the
+ * others, those that are for whole pages are read and put, if the node's
+ * share=all.  The caller reads what is not in place then.
  */
 
 #include "qemu/osdep.h"
@@ -18,6 +19,7 @@ typedef struct Question {
     unsigned nextents;
     uint8_t blocks[DEDUP_READ_BLOCKS];  /* answer i is for this block */
     unsigned n;
+    unsigned norigin;                   /* of these, of a copy's origin */
     uint64_t connection;
     uint32_t flags;
 } Question;
@@ -46,7 +48,7 @@ static void make_question(BDRVDedupShareState *s, Question *q,
     bool leased = false, name;
     unsigned i;
 
-    q->n = q->nextents = 0;
+    q->n = q->nextents = q->norigin = 0;
     q->connection = 0;
     q->flags = s->opts.admission == DEDUP_SHARE_ADMISSION_SECOND_READ
                ? DEDUP_REQUEST_SECOND_READ : 0;
@@ -59,13 +61,15 @@ static void make_question(BDRVDedupShareState *s, Question *q,
                                                   &number, &connection, &name);
         }
         if (!file || !leased ||
-            (q->connection && q->connection != connection)) {
+            (q->connection && q->connection != connection) ||
+            (places[i].connection && places[i].connection != connection)) {
             blocks[i].result = blocks[i].result ?:
                 places[i].unallocated ? DEDUP_UNALLOCATED : DEDUP_NO_LAYER;
             continue;
         }
         q->connection = connection;
         q->flags |= file->throttled ? DEDUP_REQUEST_NO_FILL : 0;
+        q->norigin += places[i].connection != 0;
         add_block(q, i, number, places[i].block);
     }
 }
@@ -109,12 +113,14 @@ void coroutine_fn dedup_ask_blocks(BlockDriverState *bs, DedupBlock *blocks,
     } else {
         memset(places, 0, n * sizeof(*places));
     }
+    dedup_origin_locate(&s->origin, s->client, bs, blocks[0].number, n, places);
     make_question(s, &q, places, blocks, n);
     if (q.n) {
         dedup_client_read(s->client, q.connection, q.extents, q.nextents,
                           q.flags, &answers);
         dedup_place_answers(s, t, &answers, q.blocks, blocks);
         count_answers(s, &answers, counts);
+        stat64_add(&s->counters.of_origin, counts ? q.norigin : 0);
         dedup_client_done(&answers);
     }
     /* what was offered was put then */

@@ -5,6 +5,7 @@
  *
  * - Images that are only read and that the store daemon can have a lease on
  *   (leased.h).
+ * - A copy of such an image, where it is still that (origin.h).
  * - If the node's options say so, all the others, by their content (put.c).
  *
  * The graph below this node changes only while this node is drained, as a node
@@ -24,6 +25,7 @@ void dedup_layers_drop(BDRVDedupShareState *s)
 {
     if (s->client) {
         dedup_files_drop(&s->files, s->client);
+        dedup_origin_drop(&s->origin, s->client);
     }
     s->puts = false;
 }
@@ -58,6 +60,7 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
     dedup_layers_drop(s);
     if (s->client) {
         dedup_files_find(&s->files, bs);
+        dedup_origin_find(&s->origin, bs);
         s->puts = s->opts.share == DEDUP_SHARE_SCOPE_ALL &&
                   (s->opts.share_encrypted || !is_encrypted(bs));
     }
@@ -65,5 +68,6 @@ void GRAPH_RDLOCK dedup_layers_find(BlockDriverState *bs)
 
 bool dedup_layers_take_part(BDRVDedupShareState *s)
 {
-    return !qatomic_load_acquire(&s->drained) && (s->files.n || s->puts);
+    return !qatomic_load_acquire(&s->drained) &&
+           (dedup_share_asks(s) || s->puts);
 }

@@ -1170,3 +1170,9 @@ bool dedup_client_layer_is_leased(DedupClient *c, DedupClientLayer *l,
     return c->sock >= 0 && l->connection == c->connection &&
            l->state == DEDUP_LAYER_LEASED;
 }
+
+char *dedup_client_layer_why(DedupClient *c, DedupClientLayer *l)
+{
+    QEMU_LOCK_GUARD(&c->lock);
+    return l->state && l->state != DEDUP_LAYER_LEASED ? g_strdup(l->why) : NULL;
+}

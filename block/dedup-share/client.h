@@ -146,4 +146,7 @@ bool dedup_client_layer_is_leased(DedupClient *c, DedupClientLayer *l,
                                   uint32_t *number, uint64_t *connection,
                                   bool *name);
 
+/* Why the daemon has no lease on @l; NULL: not known.  To be freed. */
+char *dedup_client_layer_why(DedupClient *c, DedupClientLayer *l);
+
 #endif /* DEDUP_SHARE_CLIENT_H */

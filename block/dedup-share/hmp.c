@@ -54,6 +54,13 @@ static void append_node(GString *buf, DedupShareStats *s)
     g_string_append_printf(buf, "\n    image bytes read: %" PRIu64
                            " into the store, %" PRIu64 " passed through\n",
                            s->bytes_filled, s->bytes_passed);
+    if (s->origin) {
+        const char *why = s->origin->reason;
+
+        g_string_append_printf(buf, "    origin: %" PRIu64 " blocks%s%s%s\n",
+                               s->origin->blocks, why ? " (" : "", why ?: "",
+                               why ? ")" : "");
+    }
     if (s->store == DEDUP_SHARE_STORE_LINUX) {
         g_string_append_printf(buf, "    store: %" PRIu64 " frames held, of at "
                                "most %" PRIu64 "; %" PRIu64 " mappings, of at "

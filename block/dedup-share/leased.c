@@ -32,6 +32,23 @@ static BlockDriverState *GRAPH_RDLOCK find_file(BlockDriverState *bs,
     return bs && is_driver(bs, "file") ? bs : NULL;
 }
 
+/* Without offset and size, 'raw' is little more than a filter. */
+static bool GRAPH_RDLOCK is_whole_raw(BlockDriverState *bs)
+{
+    return is_driver(bs, "raw") && bs->file &&
+           bs->file->role & BDRV_CHILD_FILTERED;
+}
+
+BlockDriverState *GRAPH_RDLOCK dedup_file_node(BlockDriverState *bs,
+                                               bool *throttled)
+{
+    while (bs && (is_whole_raw(bs) || is_driver(bs, "throttle"))) {
+        *throttled |= is_driver(bs, "throttle");
+        bs = bs->file ? bs->file->bs : NULL;
+    }
+    return bs && is_driver(bs, "file") ? bs : NULL;
+}
+
 static void GRAPH_RDLOCK add_files(DedupFiles *f, BlockDriverState *layer,
                                    int depth, bool throttled)
 {
@@ -139,32 +156,32 @@ static void coroutine_fn open_file(DedupClient *c, DedupFile *file)
     }
 }
 
-static bool look_up(DedupClient *c, DedupFile *file, bool *name)
+static uint64_t look_up(DedupClient *c, DedupFile *file, bool *name)
 {
     uint64_t connection;
     uint32_t number;
 
     return dedup_client_layer_is_leased(c, &file->layer, &number, &connection,
-                                        name);
+                                        name) ? connection : 0;
 }
 
-/* Can blocks of @file be asked for? */
-static bool coroutine_fn is_leased(DedupClient *c, DedupFile *file)
+uint64_t coroutine_fn dedup_file_lease(DedupClient *c, DedupFile *file)
 {
-    bool leased, name;
+    uint64_t connection;
+    bool name;
 
-    leased = look_up(c, file, &name);
+    connection = look_up(c, file, &name);
     if (!name || qatomic_read(&file->failed)) {
-        return leased;
+        return connection;
     }
     qemu_co_mutex_lock(&file->opening);
-    leased = look_up(c, file, &name);
+    connection = look_up(c, file, &name);
     if (name && !file->failed) {
         open_file(c, file);
-        leased = look_up(c, file, &name);
+        connection = look_up(c, file, &name);
     }
     qemu_co_mutex_unlock(&file->opening);
-    return leased;
+    return connection;
 }
 
 /* --- locating ------------------------------------------------------------- */
@@ -190,7 +207,7 @@ static void coroutine_fn place_run(DedupClient *c, DedupFile *file,
 {
     unsigned i;
 
-    if (map % DEDUP_BLOCK_SIZE || !is_leased(c, file)) {
+    if (map % DEDUP_BLOCK_SIZE || !dedup_file_lease(c, file)) {
         return;
     }
     map /= DEDUP_BLOCK_SIZE;

@@ -50,6 +50,7 @@ typedef struct DedupPlace {
     DedupFile *file;
     uint64_t block;
     bool unallocated;           /* no image holds it */
+    uint64_t connection;        /* whose lease it is good for; 0: any */
 } DedupPlace;
 
 /*
@@ -59,6 +60,19 @@ typedef struct DedupPlace {
 void coroutine_fn GRAPH_RDLOCK
 dedup_files_locate(DedupFiles *f, DedupClient *c, BlockDriverState *bs,
                    uint64_t first, unsigned n, DedupPlace *places);
+
+/*
+ * The 'file' node that @bs leads to through nodes that leave bytes where they
+ * are, or NULL.  *throttled is set if one of them is 'throttle'.
+ */
+BlockDriverState *GRAPH_RDLOCK dedup_file_node(BlockDriverState *bs,
+                                               bool *throttled);
+
+/*
+ * The connection on which the daemon has a lease on @file, or 0.  Opens the
+ * file if it is not open yet.
+ */
+uint64_t coroutine_fn dedup_file_lease(DedupClient *c, DedupFile *file);
 
 /* The descriptor of a 'file' node; QEMU's own. */
 int dedup_share_file_fd(BlockDriverState *bs);

@@ -11,6 +11,7 @@
 #include "block/dedup-share.h"
 #include "gather.h"
 #include "leased.h"
+#include "origin.h"
 #include "qemu/stats64.h"
 
 /* Whether a node still puts; see put.c.  Atomic, but only a hint. */
@@ -39,6 +40,7 @@ typedef struct DedupCounters {
     Stat64 hits;
     Stat64 misses;
     Stat64 matched;             /* of these, found by content */
+    Stat64 of_origin;           /* that were asked for there */
     Stat64 results[DEDUP_RESULT__MAX];
     Stat64 copied;
     Stat64 bytes_filled;
@@ -79,6 +81,7 @@ typedef struct BDRVDedupShareState {
 
     /* Have their own locks, or are atomic. */
     DedupGather gather;
+    DedupOrigin origin;
     DedupCounters counters;
     DedupPutting putting;
 
@@ -89,6 +92,12 @@ typedef struct BDRVDedupShareState {
 
 /* Is @bs a dedup-share node? */
 bool dedup_share_is(const BlockDriverState *bs);
+
+/* Are blocks of any image asked for? */
+static inline bool dedup_share_asks(const BDRVDedupShareState *s)
+{
+    return s->files.n || dedup_origin_is_used(&s->origin);
+}
 
 /* The node's read, of a request that was offered or not. */
 int coroutine_fn GRAPH_RDLOCK

@@ -28,7 +28,7 @@ bool dedup_share_wants(BlockBackend *blk, const BlockBackendPublic *public)
     return s->offers && dedup_layers_take_part(s) &&
            dedup_client_is_up(s->client) &&
            /* then requests are passed through, but for those that probe */
-           (s->files.n || !dedup_put_is_stopped(s));
+           (dedup_share_asks(s) || !dedup_put_is_stopped(s));
 }
 
 bool dedup_share_resolve(BlockBackend *blk, MemoryRegion *mr, uint64_t offset,

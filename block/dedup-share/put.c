@@ -78,7 +78,7 @@ bool dedup_put_is_stopped(BDRVDedupShareState *s)
 
 bool dedup_put_skips(BDRVDedupShareState *s)
 {
-    return dedup_put_is_stopped(s) && !s->files.n &&
+    return dedup_put_is_stopped(s) && !dedup_share_asks(s) &&
            !take_turn(&s->putting);
 }
 
@@ -106,8 +106,8 @@ void coroutine_fn dedup_put_probe(BDRVDedupShareState *s,
         return;
     }
     b = find_unmatched(blocks, n);
-    /* if there are no files, dedup_put_skips() has taken the turn */
-    if (!b || (s->files.n && !take_turn(&s->putting))) {
+    /* if nothing is asked for, dedup_put_skips() has taken the turn */
+    if (!b || (dedup_share_asks(s) && !take_turn(&s->putting))) {
         return;
     }
     /* the guest may be writing to it: then it will match nothing */

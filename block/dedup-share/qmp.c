@@ -70,9 +70,20 @@ static DedupShareStoreStats *store_stats_new(DedupClient *client)
     return s;
 }
 
+static DedupShareOriginStats *origin_stats_new(DedupOrigin *o,
+                                               DedupClient *client,
+                                               DedupCounters *c)
+{
+    DedupShareOriginStats *s = g_new0(DedupShareOriginStats, 1);
+
+    s->blocks = stat64_get(&c->of_origin);
+    s->reason = client ? dedup_origin_reason(o, client) : NULL;
+    return s;
+}
+
 DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
                                  const char *reason, DedupClient *client,
-                                 DedupCounters *c)
+                                 DedupCounters *c, DedupOrigin *o)
 {
     DedupShareStats *s = g_new0(DedupShareStats, 1);
 
@@ -93,6 +104,7 @@ DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
                          stat64_get(&c->results[DEDUP_COPIED]),
         .bytes_filled = stat64_get(&c->bytes_filled),
         .bytes_passed = stat64_get(&c->bytes_passed),
+        .origin = o->child ? origin_stats_new(o, client, c) : NULL,
         .store_stats = client ? store_stats_new(client) : NULL,
     };
     return s;

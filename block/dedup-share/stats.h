@@ -19,6 +19,6 @@ DedupClient *dedup_share_client(const char *group);
 /* @client, @reason: of the node; each may be NULL. */
 DedupShareStats *dedup_stats_new(const char *node, const char *group_name,
                                  const char *reason, DedupClient *client,
-                                 DedupCounters *c);
+                                 DedupCounters *c, DedupOrigin *o);
 
 #endif /* DEDUP_SHARE_STATS_H */
