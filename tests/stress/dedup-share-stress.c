@@ -43,8 +43,9 @@ static void print_done(const World *w)
         printf("  %s %" PRIu64, stress_kinds[i], w->done[i]);
     }
     printf("\n  blocks: hit %" PRIu64 " missed %" PRIu64 " matched %" PRIu64
-           " given %" PRIu64 " copied %" PRIu64 " zeroes %" PRIu64 "\n",
-           w->hits, w->misses, w->matched, w->given, w->copied, w->zeroes);
+           " given %" PRIu64 " copied %" PRIu64 " zeroes %" PRIu64
+           " of an origin %" PRIu64 "\n", w->hits, w->misses, w->matched,
+           w->given, w->copied, w->zeroes, w->of_origin);
 }
 
 /* --- model -------------------------------------------------------------- */

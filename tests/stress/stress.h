@@ -29,6 +29,7 @@ typedef struct Disk {
     char *file;
     const char *base;           /* path: it is an overlay of it, or a copy */
     bool qcow2;
+    bool reflink;               /* the copy is one of the file system's */
     BlockBackend *blk;          /* NULL: closed */
     uint8_t *bytes;             /* the model, of at most DISK_BLOCKS */
     uint64_t size;
@@ -46,7 +47,7 @@ typedef struct World {
     uint64_t done[16];          /* operations, by kind */
     int *now;                   /* NULL, or the kind under way goes here */
     /* Blocks; of disks that are closed by now. */
-    uint64_t hits, misses, matched, given, copied, zeroes;
+    uint64_t hits, misses, matched, given, copied, zeroes, of_origin;
 } World;
 
 extern const char *const stress_kinds[16];

@@ -5,6 +5,8 @@
  */
 
 #include "qemu/osdep.h"
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include "qapi/error.h"
 #include "qemu/bitops.h"
 #include "qemu/error-report.h"
@@ -92,6 +94,32 @@ void stress_make_bases(const char *dir)
     }
 }
 
+/* As "cp --reflink" does it, if the file system can. */
+static bool make_reflink(const char *from, const char *to)
+{
+    int source = open(from, O_RDONLY | O_CLOEXEC);
+    int target = open(to, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
+    int ret = ioctl(target, FICLONE, source);
+
+    close(source);
+    close(target);
+    return ret == 0;
+}
+
+/* Have the disk, which is closed, be as it was at first. */
+static void disk_copy(World *w, Disk *d)
+{
+    const uint8_t *base = w->base_bytes[(d - w->disks) % BASES];
+
+    d->size = DISK_BLOCKS * PAGE;
+    memcpy(d->bytes, base, d->size);
+    d->reflink = make_reflink(d->base, d->file);
+    if (!d->reflink) {
+        g_assert_true(g_file_set_contents(d->file, (char *)base, d->size,
+                                          NULL));
+    }
+}
+
 static void disk_make(World *w, Disk *d, unsigned i)
 {
     unsigned base = i % BASES;
@@ -108,8 +136,7 @@ static void disk_make(World *w, Disk *d, unsigned i)
                                          "cluster_size=16k"),
                         d->size, 0, true, &error_abort);
     } else {
-        g_assert_true(g_file_set_contents(d->file, (char *)d->bytes, d->size,
-                                          NULL));
+        disk_copy(w, d);
     }
 }
 
@@ -144,12 +171,15 @@ static void disk_open(World *w, Disk *d)
         g_strdup_printf("\"store\":\"linux\",\"socket\":\"%s\","
                         "\"share\":\"%s\"", w->socket,
                         rnd(w, 3) ? "all" : "base");
+    g_autofree char *origin = !d->reflink || !rnd(w, 8) ? g_strdup("") :
+        g_strdup_printf("\"origin\":{\"driver\":\"file\",\"filename\":"
+                        "\"%s\"},", d->base);
     g_autofree char *name =
         g_strdup_printf("json:{\"driver\":\"dedup-share\",\"group\":\"" GROUP
-                        "\",%s,\"admission\":\"%s\","
+                        "\",%s,\"admission\":\"%s\",%s"
                         "\"file\":{\"driver\":\"%s\",\"discard\":\"unmap\","
                         "\"file\":{%s,\"discard\":\"unmap\"}}}",
-                        store, rnd(w, 4) ? "first-read" : "second-read",
+                        store, rnd(w, 4) ? "first-read" : "second-read", origin,
                         d->qcow2 ? "qcow2" : "raw", image);
     BlockDriverState *bs;
 
@@ -175,6 +205,7 @@ static void disk_stats(World *w, Disk *d)
         w->given += s->blocks_given;
         w->copied += s->blocks_copied;
         w->zeroes += s->not_given->zeroes;
+        w->of_origin += s->origin ? s->origin->blocks : 0;
         qapi_free_DedupShareStats(s);
     }
 }
@@ -446,6 +477,9 @@ static void do_reopen(World *w)
     Disk *d = any_disk(w);
 
     disk_close(w, d);
+    if (d->reflink && rnd(w, 2)) {
+        disk_copy(w, d);        /* the guest has written all of it by now */
+    }
     disk_open(w, d);
 }
 
