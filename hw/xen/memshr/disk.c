@@ -8,6 +8,7 @@
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
 #include "block/dedup-share.h"
+#include "block/qdict.h"
 #include "hw/xen/dedup-share-disk.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
@@ -35,6 +36,7 @@ static QDict *parse(const char *options, BlockDriverState *bs, Error **errp)
         }
     }
     if (dict) {
+        qdict_flatten(dict);            /* origin.driver and the like */
         name = g_strdup_printf("%s-dedup-share", bdrv_get_node_name(bs));
         qdict_put_str(dict, "driver", "dedup-share");
         qdict_put_str(dict, "node-name", name);
