@@ -129,6 +129,26 @@ class FileDisk(Disk):
         return self.path
 
 
+class ReflinkDisk(Disk):
+    """A raw copy of an image, by "cp --reflink", that the guest writes to."""
+
+    def __init__(self, path, origin, **options):
+        super().__init__(**options)
+        self.path = path
+        self.origin = origin
+
+    def prepare(self, guest, number):
+        self.number = number
+
+    def blockdevs(self):
+        n = self.number
+        return [
+            f"driver=file,node-name=copy-file{n},filename={self.path}",
+            f"driver=raw,node-name=overlay{n},file=copy-file{n}",
+            f"{self.filter_options()},origin.driver=file,"
+            f"origin.filename={self.origin}"]
+
+
 class PvDisk:
     """A disk for xen-blkfront, which the toolstack makes from disk=[...].
 
