@@ -79,6 +79,11 @@ typedef QSIMPLEQ_HEAD(, Waiter) WaiterList;
 /* The thread looks so often what none of them has read. */
 #define LOOK_US G_USEC_PER_SEC
 
+typedef struct Reader {
+    AioContext *ctx;            /* a reference */
+    bool asked;                 /* since the thread looked last */
+} Reader;
+
 struct DedupClient {
     char *path;
     DedupStoreKind kind;
@@ -91,7 +96,7 @@ struct DedupClient {
 
     QemuMutex lock;             /* protects all below; held for moments */
     int sock;                   /* -1: none; changed by the thread only */
-    AioContext *readers[MAX_READERS];   /* that read it; references */
+    Reader readers[MAX_READERS];        /* who reads it */
     unsigned nreaders;          /* 0: the thread does */
     WaiterList woken;           /* go on when the lock is let go */
     union {
@@ -438,41 +443,89 @@ static void on_readable(void *opaque)
     }
 }
 
-/*
- * This AioContext reads the socket, too, from now on.  It stays when its thread
- * ends, and does no harm then.  With the lock held.
- */
+/* This AioContext reads the socket, too, from now on.  With the lock held. */
 static void add_reader(DedupClient *c)
 {
     AioContext *ctx = qemu_get_current_aio_context();
     unsigned i;
 
-    for (i = 0; i < c->nreaders; i++) {
-        if (c->readers[i] == ctx) {
-            return;
+    for (i = 0; i < c->nreaders && c->readers[i].ctx != ctx; i++) {
+        /* find it */
+    }
+    if (i == MAX_READERS) {
+        return;
+    }
+    if (i == c->nreaders) {
+        aio_context_ref(ctx);
+        c->readers[c->nreaders++].ctx = ctx;
+        aio_set_fd_handler(ctx, c->sock, on_readable, NULL, NULL, NULL, c);
+    }
+    c->readers[i].asked = true;
+}
+
+static bool is_waiting_in(const RequestList *list, const AioContext *ctx)
+{
+    Request *r;
+
+    QTAILQ_FOREACH(r, list, next) {
+        if (r->waiter && qemu_coroutine_get_aio_context(r->waiter->co) == ctx) {
+            return true;
         }
     }
-    if (i < MAX_READERS) {
-        aio_context_ref(ctx);
-        c->readers[c->nreaders++] = ctx;
-        aio_set_fd_handler(ctx, c->sock, on_readable, NULL, NULL, NULL, c);
+    return false;
+}
+
+/* Has it asked lately, or waits for something?  With the lock held. */
+static bool is_busy(DedupClient *c, Reader *r)
+{
+    bool busy = r->asked || is_waiting_in(&c->sent, r->ctx) ||
+                is_waiting_in(&c->unsent, r->ctx);
+
+    r->asked = false;
+    return busy;
+}
+
+/*
+ * Those AioContexts read no more that are not busy, or all of them; with the
+ * lock held.  How many these are, and their references, which are the caller's.
+ */
+static unsigned remove_readers(DedupClient *c, bool all, AioContext **removed)
+{
+    unsigned i, n = 0;
+
+    for (i = c->nreaders; i--; ) {
+        AioContext *ctx = c->readers[i].ctx;
+
+        if (all || !is_busy(c, &c->readers[i])) {
+            aio_set_fd_handler(ctx, c->sock, NULL, NULL, NULL, NULL, NULL);
+            removed[n++] = ctx;
+            c->readers[i] = c->readers[--c->nreaders];
+        }
+    }
+    return n;
+}
+
+/* Without the lock: the last reference frees it. */
+static void unref_contexts(AioContext **contexts, unsigned n)
+{
+    while (n) {
+        aio_context_unref(contexts[--n]);
     }
 }
 
 /*
- * No AioContext reads any more, with the lock held.  How many did, and their
- * references, which are the caller's.
+ * Who has not asked lately, and waits for nothing, is not to be woken by what
+ * others are told.
  */
-static unsigned remove_readers(DedupClient *c, AioContext **readers)
+static void remove_idle_readers(DedupClient *c)
 {
-    unsigned i, n = c->nreaders;
+    AioContext *removed[MAX_READERS];
+    unsigned n;
 
-    for (i = 0; i < n; i++) {
-        readers[i] = c->readers[i];
-        aio_set_fd_handler(readers[i], c->sock, NULL, NULL, NULL, NULL, NULL);
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        n = remove_readers(c, false, removed);
     }
-    c->nreaders = 0;
-    return n;
+    unref_contexts(removed, n);
 }
 
 /* --- trimming ------------------------------------------------------------- */
@@ -717,18 +770,16 @@ static void forget_connection(DedupClient *c, const char *why)
 
 static void disconnect(DedupClient *c, const char *why)
 {
-    AioContext *readers[MAX_READERS];
+    AioContext *removed[MAX_READERS];
     unsigned n = 0;
 
     WITH_QEMU_LOCK_GUARD(&c->lock) {
         if (c->sock >= 0) {
-            n = remove_readers(c, readers);
+            n = remove_readers(c, true, removed);
             forget_connection(c, why);
         }
     }
-    while (n) {
-        aio_context_unref(readers[--n]);        /* the last one may free it */
-    }
+    unref_contexts(removed, n);
     run_woken(c);
 }
 
@@ -832,10 +883,15 @@ static void wait_for_socket(DedupClient *c, int64_t us)
 
 static const char *converse(DedupClient *c)
 {
+    int64_t looked = g_get_monotonic_time();
     const char *why = NULL;
 
     while (!why && !qatomic_read(&c->stop)) {
         wait_for_socket(c, MIN(mind_limit(c), LOOK_US));
+        if (g_get_monotonic_time() - looked >= LOOK_US) {
+            looked = g_get_monotonic_time();
+            remove_idle_readers(c);
+        }
         while (receive_one(c)) {
             run_woken(c);
         }

@@ -34,9 +34,9 @@
  *        v                           silence      wakes, and the answer is
  *      done                                       awaited without it
  *
- * The socket is read in each AioContext that has asked: who waits there goes on
- * without a wake-up by another thread, and no AioContext waits for one that has
- * other work.  Who waits elsewhere is woken in its own AioContext.
+ * The socket is read in each AioContext that has asked lately: who waits there
+ * goes on without a wake-up by another thread, and no AioContext waits for one
+ * that has other work.  Who waits elsewhere is woken in its own AioContext.
  *
  * One thread minds the limit, and connects anew, at most once a second.  It
  * reads the socket until the first AioContext does; and then now and then, for

@@ -87,7 +87,7 @@ static int run_model(const char *dir, const char *socket, uint64_t ops,
 /* So long it is waited for somebody to be in the middle of something. */
 #define FIND_US 500000
 #define FIND_CALL_US 1500000
-/* What the frames have is back within the size so soon after a daemon's death. */
+/* What the frames have is within the size so soon after a daemon has died. */
 #define MEMORY_US (20 * G_USEC_PER_SEC)
 /* In fewer turns than this it may not be met. */
 #define TURNS 5

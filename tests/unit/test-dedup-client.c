@@ -473,8 +473,10 @@ static void test_trim_serial(void)
         }
         g_assert_true(dedup_held_add(h, rounds, frames, DEDUP_READ_BLOCKS,
                                      true, &done));
-        for (i = 0; i < DEDUP_READ_BLOCKS; i++) {
-            g_assert_true(qatomic_read(&model.holds[i]));
+        WITH_QEMU_LOCK_GUARD(&model.lock) {
+            for (i = 0; i < DEDUP_READ_BLOCKS; i++) {
+                g_assert_true(model.holds[i]);
+            }
         }
         dedup_held_unpin(h, frames, DEDUP_READ_BLOCKS);
     }
@@ -533,9 +535,10 @@ typedef struct Asker {
 static void coroutine_fn asker_entry(void *opaque)
 {
     Asker *a = opaque;
+    unsigned left;
 
-    while (a->left) {
-        unsigned first = a->left * 37 % (BLOCKS - 3);
+    while ((left = qatomic_read(&a->left))) {
+        unsigned first = left * 37 % (BLOCKS - 3);
         DedupMsgExtent e = {
             .layer = a->layer->number, .first = first, .n = 3,
         };
@@ -544,7 +547,7 @@ static void coroutine_fn asker_entry(void *opaque)
         dedup_client_read(a->c, a->layer->connection, &e, 1, 0, &answers);
         check_frames(&answers, bytes + first * PAGE);
         dedup_client_done(&answers);
-        qatomic_set(&a->left, a->left - 1);
+        qatomic_set(&a->left, left - 1);
     }
 }
 
