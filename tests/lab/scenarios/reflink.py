@@ -64,6 +64,17 @@ def copy(lab, source, name):
     return lab.tiny(f"g-{name}", [ReflinkDisk(path, GOLDEN)]), path
 
 
+def wait_for_look(lab, guest):
+    """What was written has to be synced first; no read waits long for that."""
+    last = COUNT - 1            # it is always the origin's
+
+    def is_given():
+        change = Change(guest)
+        guest.read_pages(FIRST + last, [A + last])
+        return change.of("blocks-given") == 1
+    lab.eventually(is_given, "blocks are found to be the origin's")
+
+
 def check(lab, disk_bytes):
     with open(IMAGES / "base.raw", "rb") as base, open(GOLDEN, "wb") as f:
         f.write(base.read(BYTES))
@@ -131,6 +142,7 @@ def check_changed(lab, path, written):
     three.write_pages(FIRST + CHANGED + 1, [SOURCE])
     other = {**written, CHANGED: b"\x5a" * PAGE, CHANGED + 1:
              lab.xen.filled(77)}
+    wait_for_look(lab, three)
     change = Change(three)
     expect_all(lab, three, other, "a copy of a copy")
     lab.equal(change.of("blocks-given", "bytes-filled"),
@@ -166,6 +178,7 @@ def check_dedupe(lab, one, three, written):
     four.start()
     four.fill(SOURCE, 88)
     four.write_pages(FIRST + 3, [SOURCE])
+    wait_for_look(lab, four)
     change = Change(four)
     expect_all(lab, four, {3: lab.xen.filled(88)}, "a copy of the old place")
     lab.equal(change.of("blocks-given", "no-layer"),
