@@ -10,6 +10,7 @@
 #include "../coroutines.h"
 #include "block/dedup-share.h"
 #include "block/thread-pool.h"
+#include "qobject/qdict.h"
 #include "qemu/atomic.h"
 #include "leased.h"
 #include "trace.h"
@@ -32,11 +33,16 @@ static BlockDriverState *GRAPH_RDLOCK find_file(BlockDriverState *bs,
     return bs && is_driver(bs, "file") ? bs : NULL;
 }
 
-/* Without offset and size, 'raw' is little more than a filter. */
+/*
+ * Without offset and size, 'raw' is little more than a filter.  Its child's
+ * role is that of the open; a reopen can have changed the options.
+ */
 static bool GRAPH_RDLOCK is_whole_raw(BlockDriverState *bs)
 {
     return is_driver(bs, "raw") && bs->file &&
-           bs->file->role & BDRV_CHILD_FILTERED;
+           bs->file->role & BDRV_CHILD_FILTERED &&
+           !qdict_haskey(bs->options, "offset") &&
+           !qdict_haskey(bs->options, "size");
 }
 
 BlockDriverState *GRAPH_RDLOCK dedup_file_node(BlockDriverState *bs,

@@ -39,9 +39,10 @@ typedef struct Window {
  */
 typedef struct DedupSync {
     int refs;                   /* atomic */
-    int copy, origin;           /* duplicates of QEMU's */
+    int copy, origin;           /* QEMU's, duplicated; then opened anew */
     bool done;                  /* atomic */
     bool slow;                  /* atomic: no read waits for it any more */
+    bool failed;                /* so that it is not to be tried again */
     const char *why;            /* nothing can come of it; once it is done */
     QemuSemaphore over;         /* posted as long as it is done */
 } DedupSync;
@@ -60,14 +61,33 @@ static void sync_unref(DedupSync *sync)
     }
 }
 
+/*
+ * A duplicate would keep QEMU's image locks when the node has let go of them,
+ * and who syncs by it would hear of write errors in place of the node.
+ */
+static bool open_anew(int *fd)
+{
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", *fd);
+    int own = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+
+    close(*fd);
+    *fd = own;
+    return own >= 0;
+}
+
 static void *sync_thread(void *opaque)
 {
     DedupSync *sync = opaque;
+    bool opened = open_anew(&sync->copy);
 
-    if (dedup_extents_comparable(sync->copy, sync->origin, &sync->why) &&
-        (dedup_extents_sync(sync->copy) < 0 ||
-         dedup_extents_sync(sync->origin) < 0)) {
+    if (!open_anew(&sync->origin) || !opened) {
+        sync->why = "the files cannot be opened anew";
+    } else if (dedup_extents_comparable(sync->copy, sync->origin,
+                                        &sync->why) &&
+               (dedup_extents_sync(sync->copy) < 0 ||
+                dedup_extents_sync(sync->origin) < 0)) {
         sync->why = "the file system does not tell where the files are";
+        sync->failed = true;
     }
     qatomic_store_release(&sync->done, true);
     qemu_sem_post(&sync->over);
@@ -118,8 +138,13 @@ void dedup_origin_init(DedupOrigin *o)
 
 void dedup_origin_destroy(DedupOrigin *o)
 {
+    unsigned i;
+
     assert(QLIST_EMPTY(&o->writes));
     g_clear_pointer(&o->sync, sync_unref);
+    for (i = 0; i < ARRAY_SIZE(o->begun); i++) {
+        g_clear_pointer(&o->begun[i], sync_unref);
+    }
     g_hash_table_destroy(o->windows);
     qemu_mutex_destroy(&o->lock);
 }
@@ -170,15 +195,33 @@ static void own_blocks(DedupOrigin *o, const DedupWrite *write)
     }
 }
 
+/* Where one more sync is noted, that may hang; NULL: so many may not. */
+static DedupSync **find_place(DedupOrigin *o)
+{
+    unsigned i;
+
+    for (i = 0; i < ARRAY_SIZE(o->begun); i++) {
+        if (!o->begun[i] || qatomic_load_acquire(&o->begun[i]->done)) {
+            g_clear_pointer(&o->begun[i], sync_unref);
+            return &o->begun[i];
+        }
+    }
+    return NULL;
+}
+
 /*
  * Begin anew, with what is leased on @connection.  What is written from now on
  * is the copy's own; what was written before is synced.
  */
 static void begin_looks(DedupOrigin *o, uint64_t connection)
 {
+    DedupSync **begun = find_place(o);
     DedupWrite *w;
 
     forget_all(o);
+    if (!begun) {
+        return;
+    }
     o->connection = connection;
     QLIST_FOREACH(w, &o->writes, next) {
         own_blocks(o, w);
@@ -186,7 +229,10 @@ static void begin_looks(DedupOrigin *o, uint64_t connection)
     o->sync = sync_start(o->copy, o->file.node);
     if (!o->sync) {
         forget_all(o);
+        return;
     }
+    qatomic_inc(&o->sync->refs);
+    *begun = o->sync;
 }
 
 /* --- writes --------------------------------------------------------------- */
@@ -340,6 +386,7 @@ static void coroutine_fn look(DedupOrigin *o, uint64_t connection,
                 record(o, &l);
             } else if (qatomic_load_acquire(&l.sync->done)) {
                 qatomic_set(&o->why, l.sync->why);
+                o->failed |= l.sync->failed;
             }
         }
         sync_unref(l.sync);
@@ -492,6 +539,16 @@ void GRAPH_RDLOCK dedup_origin_cut_shared(DedupOrigin *o, BlockDriverState *bs,
     forget(o);
 }
 
+/* Does a node from @bs to @copy let others write, whatever its parents say? */
+static bool GRAPH_RDLOCK is_shared_by_force(BlockDriverState *bs,
+                                            BlockDriverState *copy)
+{
+    while (bs != copy && !bs->force_share) {
+        bs = bs->file->bs;
+    }
+    return bs->force_share;
+}
+
 void GRAPH_RDLOCK dedup_origin_find(DedupOrigin *o, BlockDriverState *bs)
 {
     BlockDriverState *copy, *origin;
@@ -506,7 +563,9 @@ void GRAPH_RDLOCK dedup_origin_find(DedupOrigin *o, BlockDriverState *bs)
     origin = dedup_file_node(o->child->bs, &throttled);
     if (!copy || !origin) {
         why = "the image, or the origin, is no raw image in a file now";
-    } else if (copy->force_share) {
+    } else if (o->failed) {
+        why = "the files could not be synced";
+    } else if (is_shared_by_force(bs->file->bs, copy)) {
         why = "force-share lets others write to the image";
     } else {
         o->copy = copy;

@@ -55,11 +55,13 @@ typedef struct DedupOrigin {
     DedupFile file;             /* the origin's; with @copy */
 
     const char *why;            /* atomic: why none is used; or NULL */
+    bool failed;                /* by the lock: a sync, so a write may have */
 
     CoMutex looking;            /* held by the request that looks */
     QemuMutex lock;             /* protects all below; held for moments */
     uint64_t connection;        /* whose lease it is about; 0: no look yet */
     struct DedupSync *sync;     /* the files are put on the disk; or NULL */
+    struct DedupSync *begun[4]; /* @sync and others that may be under way */
     unsigned resizes;           /* that are under way */
     GHashTable *windows;        /* number -> Window */
     QLIST_HEAD(, DedupWrite) writes;

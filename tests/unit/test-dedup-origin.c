@@ -862,6 +862,58 @@ static void test_graph(void)
     teardown();
 }
 
+/* The image is not the whole file any more: its blocks are others. */
+static void test_offset(void)
+{
+    g_autofree uint8_t *expected = g_malloc(PAGE);
+    QDict *options = qdict_new();
+    g_autofree char *why = NULL;
+    BlockBackend *a;
+    int fd;
+
+    SETUP_OR_SKIP();
+    a = open_copy("a");
+    read_now(a, "a", 0, MiB);
+    qdict_put_int(options, "offset", MiB);
+    bdrv_reopen(bdrv_lookup_bs(NULL, "raw-a", &error_abort), options, true,
+                &error_abort);
+    g_assert_cmpint(blk_pread(a, 0, PAGE, guest, 0), ==, 0);
+    fd = open_file("a", O_RDONLY);
+    g_assert_cmpint(pread(fd, expected, PAGE, MiB), ==, PAGE);
+    close(fd);
+    g_assert_cmpmem(guest, PAGE, expected, PAGE);
+    g_assert_cmpint(of_origin(a), ==, MiB / PAGE);
+    why = reason(a);
+    g_assert_nonnull(why);
+    close_copy(a);
+    teardown();
+}
+
+/* A node on the way lets others write, whatever the filter says. */
+static void test_force_share(void)
+{
+    g_autofree char *options = NULL, *below = NULL;
+    BlockBackend *a, *writer;
+
+    SETUP_OR_SKIP();
+    below = g_strdup_printf("json:{\"driver\":\"file\",\"node-name\":\"f\","
+                            "\"filename\":\"%s/a\"}", dir);
+    writer = blk_new_open(below, NULL, NULL, BDRV_O_RDWR, &error_abort);
+    options = g_strdup_printf("\"origin\":{\"driver\":\"file\",\"filename\":"
+                              "\"%s/golden\"},", dir);
+    a = dedup_nodes_open(sock, options, false, "{\"driver\":\"raw\","
+                         "\"read-only\":true,\"force-share\":true,"
+                         "\"file\":\"f\"}");
+    read_now(a, "a", 0, MiB);
+    write_now(writer, 3 * PAGE, 5 * PAGE);
+    blk_flush(writer);
+    read_now(a, "a", 0, MiB);
+    g_assert_cmpint(of_origin(a), ==, 0);
+    blk_unref(a);
+    close_copy(writer);
+    teardown();
+}
+
 /*
  * Somebody writes while nobody uses the filter.  Who used it last did so
  * through a node above it, so it is not drained for that one's sake.
@@ -1266,6 +1318,8 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/origin/moved", test_moved);
     g_test_add_func("/dedup/origin/permissions", test_permissions);
     g_test_add_func("/dedup/origin/graph", test_graph);
+    g_test_add_func("/dedup/origin/offset", test_offset);
+    g_test_add_func("/dedup/origin/force-share", test_force_share);
     g_test_add_func("/dedup/origin/unused", test_unused);
     g_test_add_func("/dedup/origin/inserted", test_inserted);
     g_test_add_func("/dedup/origin/inactive", test_inactive);
