@@ -9,8 +9,8 @@
 #include "qemu/lockable.h"
 #include "server.h"
 
-/* A client that has more for its thread is not listened to. */
-#define MAX_JOBS 8
+/* A client that has more claims for its thread is not listened to. */
+#define MAX_CLAIMS 2
 
 typedef struct Job {
     int fd;
@@ -57,9 +57,11 @@ static void run_job(Client *c, const Job *job)
         }
     }
     close(job->fd);
-    g_free(job->claim);
-    QEMU_LOCK_GUARD(&server.store->lock);
-    client_kick(c);             /* it may be listened to again */
+    if (job->claim) {
+        QEMU_LOCK_GUARD(&server.store->lock);
+        c->nclaims--;
+        client_kick(c);         /* it may be listened to again */
+    }
 }
 
 static void *opener_thread(void *opaque)
@@ -80,6 +82,7 @@ static void *opener_thread(void *opaque)
             return NULL;
         }
         run_job(c, job);
+        g_free(job->claim);
     }
 }
 
@@ -112,12 +115,13 @@ void opener_add_claim(Client *c, int fd, const DedupMsgClaim *m,
     job->claim = g_malloc(sizeof(*m) + n * sizeof(*slots));
     *job->claim = *m;
     memcpy(job->claim + 1, slots, n * sizeof(*slots));
+    c->nclaims++;
     add_job(c, job);
 }
 
 bool opener_is_full(const Client *c)
 {
-    return c->jobs.length > MAX_JOBS;
+    return c->nclaims > MAX_CLAIMS;
 }
 
 unsigned opener_count(uid_t uid)

@@ -101,6 +101,7 @@ struct Client {
     uint64_t reclaim_request;   /* it waits for RECLAIMED; 0: it does not */
     uint64_t reclaim_from;      /* server.dropped then */
     GQueue jobs;                /* of its opener thread */
+    unsigned nclaims;           /* among these, and the one that it is at */
     bool opener;                /* its thread runs: it stays until then */
     QTAILQ_ENTRY(Client) next;
 };
@@ -135,7 +136,7 @@ void opener_add(Client *c, int fd, int layer);
 void opener_add_claim(Client *c, int fd, const DedupMsgClaim *m,
                       const uint32_t *slots, unsigned n);
 
-/* Has it so much to do that nothing more is read of @c?  With the lock held. */
+/* Has it so many claims that no more is read of @c?  With the lock held. */
 bool opener_is_full(const Client *c);
 
 /* Openers of @uid that run now.  With the lock held. */

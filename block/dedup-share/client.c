@@ -57,7 +57,7 @@ typedef struct Request {
     size_t body_size;
     void *own_body;             /* SAY: freed with it */
     int fd;                     /* LAYER: the coroutine's; SAY: its own */
-    uint64_t connection;        /* READ, LAYER: that it is for; 0: any */
+    uint64_t connection;        /* that it is for; 0: any */
     uint32_t layer;             /* READ: the number of its first extent's */
     DedupAnswers *answers;      /* READ, PUT: of the coroutine */
     unsigned n;                 /* blocks */
@@ -546,12 +546,13 @@ static Request *request_new(int kind, DedupMsgType type, uint32_t count,
 
 /*
  * A message that nobody waits for; dropped if the connection ends, or if it is
- * of another @epoch, unless that is 0.
+ * of another @epoch, or for another one than r->connection, unless that is 0.
  */
 static void say(DedupClient *c, Request *r, uint64_t epoch)
 {
     QEMU_LOCK_GUARD(&c->lock);
-    if (c->sock < 0 || c->wrong || (epoch && epoch != c->epoch)) {
+    if (c->sock < 0 || c->wrong || (epoch && epoch != c->epoch) ||
+        (r->connection && r->connection != c->connection)) {
         request_free(r);
         return;
     }
@@ -564,7 +565,8 @@ typedef struct Trim {
     DedupHeld *held;
     DedupHeld *old[MAX_OLD];
     unsigned nold;
-    uint64_t epoch;
+    uint64_t epoch, connection;
+    bool claims;                /* all of the claim so far was said */
     QemuThread thread;
 } Trim;
 
@@ -586,18 +588,23 @@ static void say_claim(void *opaque, int fd, uint64_t lock,
                       const uint32_t *slots, unsigned n, uint32_t flags)
 {
     Trim *t = opaque;
-    Request *r = request_new(SAY, DEDUP_MSG_CLAIM, n, sizeof(DedupMsgClaim));
+    Request *r;
 
+    t->claims |= flags & DEDUP_CLAIM_FIRST;
+    fd = t->claims ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+    if (fd < 0) {
+        t->claims = false;      /* without its last message it is none */
+        return;
+    }
+    r = request_new(SAY, DEDUP_MSG_CLAIM, n, sizeof(DedupMsgClaim));
     r->head.claim.flags = flags;
     r->head.claim.lock = lock;
     r->body_size = n * sizeof(*slots);
     r->body = r->own_body = g_memdup2(slots, r->body_size);
-    r->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    if (r->fd < 0) {
-        request_free(r);        /* all of it stays */
-        return;
-    }
-    say(t->c, r, t->epoch);
+    r->fd = fd;
+    /* a claim of which another connection has a part would lack that */
+    r->connection = t->connection;
+    say(t->c, r, 0);
 }
 
 /* Nothing of it is used. */
@@ -660,6 +667,7 @@ static void start_trim(DedupClient *c)
         t->old[t->nold++] = dedup_held_ref(c->old[i]);
     }
     t->epoch = c->epoch;
+    t->connection = c->connection;
     qemu_thread_create(&t->thread, "dedup-trim", trim_thread, t,
                        QEMU_THREAD_DETACHED);
 }

@@ -288,10 +288,10 @@ typedef struct DedupMsgRelease {
 /*
  * Linux: what the client's guest may still map of the frames of a daemon that
  * has ended; the descriptor is that of their file, of that daemon's WELCOME.
- * All slots are named, in as many messages as that takes, the first and the
- * last of which are marked; they replace what was claimed before.  To be said
- * when the client is connected to the next daemon, and after each TRIM.  No
- * answer.
+ * All slots are named, in as many messages as that takes, on one connection,
+ * the first and the last of which are marked; they replace what was claimed
+ * before.  To be said when the client is connected to the next daemon, and
+ * after each TRIM.  No answer.
  *
  * A client has a read lock on the file's byte DedupMsgWelcome.lock, by the
  * description that was passed to it.  Until that ends, or is given up by who
