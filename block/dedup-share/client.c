@@ -607,7 +607,7 @@ static void say_claim(void *opaque, int fd, uint64_t lock,
     say(t->c, r, 0);
 }
 
-/* Nothing of it is used. */
+/* Nothing is left of it. */
 static void drop_old(DedupClient *c, DedupHeld *h)
 {
     unsigned i;
@@ -634,7 +634,7 @@ static void *trim_thread(void *opaque)
     dedup_held_trim(t->held, say_release, t);
     dedup_held_unref(t->held);
     for (i = 0; i < t->nold; i++) {
-        if (!dedup_held_claim(t->old[i], say_claim, t)) {
+        if (dedup_held_claim(t->old[i], say_claim, t)) {
             drop_old(c, t->old[i]);
         }
         dedup_held_unref(t->old[i]);

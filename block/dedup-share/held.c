@@ -297,11 +297,12 @@ static unsigned list_some(DedupHeld *h, uint32_t *next, uint32_t *slots)
     return n;
 }
 
-uint32_t dedup_held_claim(DedupHeld *h, DedupClaimFn *claim, void *opaque)
+bool dedup_held_claim(DedupHeld *h, DedupClaimFn *claim, void *opaque)
 {
     g_autofree uint32_t *slots = g_new(uint32_t, DEDUP_CLAIM_SLOTS);
     struct flock none = { .l_type = F_UNLCK, .l_whence = SEEK_SET };
     uint32_t next = 0, sum = 0;
+    struct stat st;
     unsigned n;
 
     assert(!h->store);
@@ -319,7 +320,8 @@ uint32_t dedup_held_claim(DedupHeld *h, DedupClaimFn *claim, void *opaque)
         /* what is not held is not given: nobody needs to wait for this */
         fcntl(h->fd, F_OFD_SETLK, &none);
     }
-    return sum;
+    /* a daemon that dies before it punches is told by nobody else */
+    return !sum && (fstat(h->fd, &st) < 0 || !st.st_blocks);
 }
 
 uint32_t dedup_held_count(DedupHeld *h)

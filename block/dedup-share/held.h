@@ -100,11 +100,14 @@ void dedup_held_trim(DedupHeld *h, DedupReleaseFn *release, void *opaque);
  * Linux: the daemon has ended.  Call @claim for the slots that this process may
  * still use, up to DEDUP_CLAIM_SLOTS at a time, with the flags of a CLAIM; at
  * least once.  If there are none, the lock on the file is given up.  Not from a
- * thread that others wait for; one at a time.  Returns how many.
+ * thread that others wait for; one at a time.
+ *
+ * False if it is to be called again, for the next daemon, too: there are such
+ * slots, or nobody has punched the file yet.
  */
 typedef void DedupClaimFn(void *opaque, int fd, uint64_t lock,
                           const uint32_t *slots, unsigned n, uint32_t flags);
-uint32_t dedup_held_claim(DedupHeld *h, DedupClaimFn *claim, void *opaque);
+bool dedup_held_claim(DedupHeld *h, DedupClaimFn *claim, void *opaque);
 
 /* Frames that are held. */
 uint32_t dedup_held_count(DedupHeld *h);

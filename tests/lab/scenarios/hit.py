@@ -43,9 +43,9 @@ def run(lab):
     store = s["store-stats"]
     lab.equal((store["given-fresh"], store["fresh-hypercalls"]), (16, 48),
               "three hypercalls a hit")
-    lab.equal((store["give-hypercalls"], store["give-system-calls"]), (51, 5),
-              "with a pause, one for the region, two multicalls for 16 hits, "
-              "and an end of the pause")
+    lab.equal((store["give-hypercalls"], store["give-system-calls"]), (52, 6),
+              "with a look at the memory, a pause, one for the region, two "
+              "multicalls for 16 hits, and an end of the pause")
 
     one.poke(GFNS[3], 8, 0xdeadbeef)
     lab.equal(one.word(GFNS[3], 8), 0xdeadbeef, "the writer sees its write")
