@@ -7,7 +7,7 @@
  */
 
 #include "qemu/osdep.h"
-#include <glib-unix.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include "qemu/error-report.h"
@@ -315,23 +315,22 @@ static int open_pidfd(int fd, pid_t pid)
     return syscall(SYS_pidfd_open, pid, 0);
 }
 
-/* Nobody waits for its end any more.  With the lock held. */
+/* Nobody waits for its end any more.  With the lock held, too. */
 static void unwatch(Process *p)
 {
     if (p->watch) {
-        g_source_remove(p->watch);
-        p->watch = 0;
+        watch_free(p->watch);
+        p->watch = NULL;
         close(p->pidfd);
         process_unref(server.store, p);
     }
 }
 
 /* Its guest maps nothing any more. */
-static gboolean on_gone(gint fd, GIOCondition condition, gpointer opaque)
+static void on_gone(void *opaque, uint32_t events)
 {
     QEMU_LOCK_GUARD(&server.store->lock);
     unwatch(opaque);
-    return G_SOURCE_CONTINUE;   /* it was removed */
 }
 
 /* --- messages; they return why they are wrong, or NULL -------------------- */
@@ -735,14 +734,6 @@ static void client_reap(Client *c)
     g_free(c);
 }
 
-static void remove_source(guint *source)
-{
-    if (*source) {
-        g_source_remove(*source);
-        *source = 0;
-    }
-}
-
 static void let_go_all(Client *c)
 {
     Request *r, *next;
@@ -779,8 +770,7 @@ void client_end(Client *c, const char *text)
         pstrcpy(refused.text, sizeof(refused.text), text);
         send_two(c, &refused, sizeof(refused), NULL, 0);
     }
-    remove_source(&c->in);
-    remove_source(&c->out);
+    watch_free(c->watch);
     WITH_QEMU_LOCK_GUARD(&server.store->lock) {
         close(c->fd);
         c->fd = -1;
@@ -790,67 +780,49 @@ void client_end(Client *c, const char *text)
     client_reap(c);
 }
 
-static gboolean on_in(gint fd, GIOCondition condition, gpointer opaque)
+/* Receive a message, if there is one, and do what it says. */
+static void receive_one(Client *c)
 {
-    static Message m;           /* of the main loop */
-    Client *c = opaque;
+    static Message m;           /* by the server's lock */
     int got = receive(c, &m);
-    const char *wrong;
+    const char *wrong = got > 0 ? handle(c, &m) : NULL;
 
-    if (got == 0) {
-        return G_SOURCE_CONTINUE;
-    }
-    wrong = got > 0 ? handle(c, &m) : NULL;
     drop_fds(c, &m);
     if (got < 0 || wrong) {
         client_end(c, wrong);
-        return G_SOURCE_CONTINUE;       /* it was removed */
+    } else {
+        client_flush(c);
     }
-    client_flush(c);
-    return G_SOURCE_CONTINUE;
 }
 
-static gboolean on_out(gint fd, GIOCondition condition, gpointer opaque)
+static void on_ready(void *opaque, uint32_t events)
 {
-    client_flush(opaque);
-    return G_SOURCE_CONTINUE;
-}
-
-/*
- * GLib blocks a source while it is dispatched, unless it can recurse: ours does
- * not, but each blocking wakes the main loop once more.
- */
-static guint add_source(int fd, GIOCondition condition, GUnixFDSourceFunc fn,
-                        Client *c)
-{
-    g_autoptr(GSource) source = g_unix_fd_source_new(fd, condition);
-
-    g_source_set_callback(source, G_SOURCE_FUNC(fn), c, NULL);
-    g_source_set_can_recurse(source, true);
-    return g_source_attach(source, NULL);
+    if (events & EPOLLIN) {
+        receive_one(opaque);
+    } else if (events & EPOLLOUT) {
+        client_flush(opaque);
+    } else {
+        client_end(opaque, NULL);       /* it has gone, and is not read */
+    }
 }
 
 /* While something waits to be sent, or to be opened, nothing is read. */
 static void watch(Client *c, bool full, bool busy)
 {
-    if (full && !c->out) {
-        c->out = add_source(c->fd, G_IO_OUT, on_out, c);
-    } else if (!full && c->out) {
-        remove_source(&c->out);
-    }
-    if ((full || busy) && DO("backpressure")) {
-        remove_source(&c->in);
-    }
-    if (!full && !busy && !c->in) {
-        c->in = add_source(c->fd, G_IO_IN | G_IO_HUP, on_in, c);
-    }
+    bool reads = (!full && !busy) || !DO("backpressure");
+
+    watch_set(c->watch, (full ? EPOLLOUT : 0) | (reads ? EPOLLIN : 0));
 }
 
 void client_flush(Client *c)
 {
     bool sent, full, busy;
 
-    if (c->fd < 0 || !c->greeted) {
+    if (c->fd < 0) {
+        return;
+    }
+    if (!c->greeted) {
+        watch(c, false, false);
         return;
     }
     WITH_QEMU_LOCK_GUARD(&server.store->lock) {
@@ -877,6 +849,7 @@ static gboolean on_kick(gpointer opaque)
 {
     Client *c = opaque;
 
+    QEMU_LOCK_GUARD(&server.lock);
     c->busy = true;
     WITH_QEMU_LOCK_GUARD(&server.store->lock) {
         c->kicked = false;
@@ -895,35 +868,52 @@ void client_kick(Client *c)
     }
 }
 
+/* Its socket and its process are watched; false if the kernel does not. */
+static bool watch_new_client(Client *c, int pidfd)
+{
+    c->watch = watch_new(c->fd, EPOLLIN, on_ready, c);
+    if (!c->watch) {
+        return false;
+    }
+    QEMU_LOCK_GUARD(&server.store->lock);
+    c->process = process_new(server.store, c->pid, c->uid);
+    c->process->pidfd = pidfd;
+    c->process->watch = watch_new(pidfd, EPOLLIN, on_gone, c->process);
+    if (!c->process->watch) {
+        process_unref(server.store, c->process);
+        watch_free(c->watch);
+        return false;
+    }
+    c->process->refs++;
+    QTAILQ_INSERT_TAIL(&server.clients, c, next);
+    return true;
+}
+
 void client_new(int fd)
 {
     struct ucred cred = { .pid = -1 };
     socklen_t size = sizeof(cred);
-    Client *c;
+    Client *c = g_new0(Client, 1);
     int pidfd;
 
     getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &size);
     pidfd = open_pidfd(fd, cred.pid);
-    if (pidfd < 0) {
-        close(fd);              /* it is gone already */
-        return;
-    }
-    c = g_new0(Client, 1);
+    c->number = ++server.last_client;
     c->fd = fd;
     c->pid = cred.pid;
     c->uid = cred.uid;
     c->since = g_get_monotonic_time();
     QTAILQ_INIT(&c->requests);
     g_queue_init(&c->jobs);
-    WITH_QEMU_LOCK_GUARD(&server.store->lock) {
-        QTAILQ_INSERT_TAIL(&server.clients, c, next);
-        c->process = process_new(server.store, cred.pid, cred.uid);
-        c->process->refs = 2;
-        c->process->pidfd = pidfd;
-        c->process->watch = g_unix_fd_add(pidfd, G_IO_IN, on_gone,
-                                          c->process);
+    if (pidfd < 0 || !watch_new_client(c, pidfd)) {
+        /* it is gone already, or the kernel has no memory */
+        if (pidfd >= 0) {
+            close(pidfd);
+        }
+        close(fd);
+        g_free(c);
+        return;
     }
     server.nclients++;
-    c->in = add_source(fd, G_IO_IN | G_IO_HUP, on_in, c);
     trace_dedup_store_connect(c->pid, c->uid);
 }

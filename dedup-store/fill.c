@@ -33,6 +33,7 @@ struct Fills {
     GThreadPool *putters;
     Turns *turns;               /* by the store's lock */
     unsigned running;           /* ... fills and puts that have not ended */
+    Fill *own;                  /* by the server's lock: nobody has it yet */
     void (*decided)(Client *c);
 };
 
@@ -251,10 +252,11 @@ static uint8_t *get_buffer(void)
     return g_private_get(&buffer);
 }
 
+/* It has ended; with the lock held. */
 static void fill_free(Fills *f, Fill *fill)
 {
+    f->running--;
     if (fill->layer) {
-        QEMU_LOCK_GUARD(&f->store->lock);
         layer_unref(fill->layer);
     }
     qemu_vfree(fill->buf);
@@ -277,7 +279,7 @@ static bool is_abandoned(Fills *f, const Fill *fill)
 }
 
 /* Read it, or take what was put, and keep that. */
-static void carry_out(Fills *f, Fill *fill, bool abandoned)
+static void do_fill(Fills *f, Fill *fill, bool abandoned)
 {
     g_autofree Kept *kept = g_new0(Kept, fill->n);
     uint8_t *buf = fill->buf ?: get_buffer();
@@ -292,10 +294,9 @@ static void carry_out(Fills *f, Fill *fill, bool abandoned)
     }
     trace_dedup_store_fill(fill->first, fill->n, ret);
     finish(f, fill, kept);
-    if (fill->layer) {
+    if (fill->layer && !fill->layer->direct) {
         forget_pages(f, fill);          /* when nobody waits any more */
     }
-    fill_free(f, fill);
 }
 
 /* A thread of readers: this one, and others that waited for it to end. */
@@ -309,9 +310,9 @@ static void read_some(gpointer data, gpointer opaque)
         bool abandoned = is_abandoned(f, fill);
         dev_t device = fill->layer->dev;
 
-        carry_out(f, fill, abandoned);
+        do_fill(f, fill, abandoned);
         QEMU_LOCK_GUARD(&f->store->lock);
-        f->running--;
+        fill_free(f, fill);
         fill = turns_end(f->turns, device);
     }
 }
@@ -320,9 +321,24 @@ static void put_some(gpointer data, gpointer opaque)
 {
     Fills *f = opaque;
 
-    carry_out(f, data, is_abandoned(f, data));
+    do_fill(f, data, is_abandoned(f, data));
     QEMU_LOCK_GUARD(&f->store->lock);
-    f->running--;
+    fill_free(f, data);
+}
+
+Fill *fills_take_own(Fills *f)
+{
+    return g_steal_pointer(&f->own);
+}
+
+void fills_leave(Fills *f, Fill *fill)
+{
+    g_thread_pool_push(fill->layer ? f->readers : f->putters, fill, NULL);
+}
+
+void fill_carry_out(Fills *f, Fill *fill)
+{
+    (fill->layer ? read_some : put_some)(fill, f);
 }
 
 Fills *fills_new(Store *s, void (*decided)(Client *c))
@@ -391,11 +407,13 @@ static void start(Fills *f, Fill *fill, Client *c)
         return;
     }
     f->running++;
-    if (!fill->layer) {
-        g_thread_pool_push(f->putters, fill, NULL);
-    } else if (turns_begin(f->turns, fill->layer->dev, c, fill)) {
-        g_thread_pool_push(f->readers, fill, NULL);
+    if (fill->layer && !turns_begin(f->turns, fill->layer->dev, c, fill)) {
+        return;                 /* it waits for another one to end */
     }
+    if (f->own) {
+        fills_leave(f, f->own);
+    }
+    f->own = fill;
 }
 
 void request_fill(Fills *f, Request *r)

@@ -8,7 +8,7 @@
  *   request_look_up()     it is in a frame, or known to be zeroes --.
  *     |                   it is refused ----------------------------|
  *     v                                                             v
- *   WAITING (answer 0) -- fill or put, a worker ----------------> decided
+ *   WAITING (answer 0) -- fill or put, any thread --------------> decided
  *
  * When all blocks of a request are decided, client.c sends its answer.  Until
  * then, or until the request is dropped, a decided block has its frame pinned.
@@ -42,11 +42,26 @@ typedef struct Request {
     Block blocks[];
 } Request;
 
-/* Workers, which call @decided with the lock held when requests are. */
+/*
+ * Reads of layers, and puts, that are under way.  Who has begun one with the
+ * server's lock held takes the last one that way, by fills_take_own(), and
+ * carries it out or leaves it; workers carry out all others.  @decided is
+ * called with the store's lock held when requests are.
+ */
 typedef struct Fills Fills;
+typedef struct Fill Fill;
 Fills *fills_new(Store *s, void (*decided)(Client *c));
 /* False, and nothing is freed, if any is under way: a disk may hang. */
 bool fills_free(Fills *f);
+
+/* The one that was begun last, if nobody has it yet, or NULL. */
+Fill *fills_take_own(Fills *f);
+
+/* Leave it to workers. */
+void fills_leave(Fills *f, Fill *fill);
+
+/* Carry it out, with no lock held; and others that have waited for its end. */
+void fill_carry_out(Fills *f, Fill *fill);
 
 /* --- with the store's lock held ------------------------------------------ */
 

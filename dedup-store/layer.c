@@ -357,6 +357,7 @@ static Layer *new_layer(Layers *l, int fd, const struct stat *st)
     Layer *layer = g_new0(Layer, 1);
 
     layer->fd = fd;
+    layer->direct = fcntl(fd, F_GETFL) & O_DIRECT;
     layer->dev = st->st_dev;
     layer->ino = st->st_ino;
     layer->refs = 2;            /* the caller's, and the list's */

@@ -47,6 +47,7 @@ typedef struct Chunk {
 
 typedef struct Layer {
     int fd;
+    bool direct;                /* no page of the page cache is made by reads */
     dev_t dev;
     ino_t ino;
     uint64_t nblocks;           /* whole ones */

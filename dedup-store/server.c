@@ -110,6 +110,7 @@ static gboolean on_connection(gint listener, GIOCondition condition,
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     const char *why;
 
+    QEMU_LOCK_GUARD(&server.lock);
     if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
         /* who connects stays in the queue: look again when some have gone */
         server.listener = g_timeout_add(ACCEPT_PAUSE_MS, listen_again, NULL);
@@ -165,6 +166,7 @@ static gboolean on_alive(gpointer opaque)
     bool trim;
     Client *c;
 
+    QEMU_LOCK_GUARD(&server.lock);
     QEMU_LOCK_GUARD(&server.store->lock);
     trim = server.want_trim && now >= server.next_trim;
     if (trim) {
@@ -220,9 +222,14 @@ static void reclaimed(void)
 /* So few at a time that nobody is kept waiting. */
 static gboolean on_drop(gpointer opaque)
 {
-    unsigned most = MIN(server.to_drop, STORE_RECLAIM_MOST);
+    unsigned most, dropped;
 
-    server.dropped += store_reclaim(server.store, most);
+    WITH_QEMU_LOCK_GUARD(&server.lock) {
+        most = MIN(server.to_drop, STORE_RECLAIM_MOST);
+    }
+    dropped = store_reclaim(server.store, most);
+    QEMU_LOCK_GUARD(&server.lock);
+    server.dropped += dropped;
     server.to_drop -= most;
     if (server.to_drop) {
         return G_SOURCE_CONTINUE;
@@ -232,7 +239,7 @@ static gboolean on_drop(gpointer opaque)
     return G_SOURCE_REMOVE;
 }
 
-/* Try to drop @n frames, or all that are idle now. */
+/* Try to drop @n frames, or all that are idle now.  With the server's lock. */
 static void start_drop(unsigned n)
 {
     WITH_QEMU_LOCK_GUARD(&server.store->lock) {
@@ -260,6 +267,7 @@ static void mind_size(void)
     unsigned excess = store_excess(server.store);
 
     if (excess) {
+        QEMU_LOCK_GUARD(&server.lock);
         WITH_QEMU_LOCK_GUARD(&server.store->lock) {
             server.want_trim = true;
         }
@@ -267,22 +275,37 @@ static void mind_size(void)
     }
 }
 
+/* Is memory to be given back, and why? */
+static void mind_memory(void)
+{
+    bool reclaims, is_short;
+
+    WITH_QEMU_LOCK_GUARD(&server.lock) {
+        reclaims = g_get_monotonic_time() < server.reclaim_until;
+    }
+    is_short = !reclaims && frames_are_short(&server.store->frames);
+    QEMU_LOCK_GUARD(&server.lock);
+    if (reclaims) {
+        start_drop(UINT_MAX);
+    } else if (is_short) {
+        /* an eighth of what is idle; more in a second, if that is not enough */
+        start_drop(server.store->nidle / 8 + 1);
+    }
+}
+
 static gboolean on_second(gpointer opaque)
 {
-    notify_alive();
-    end_silent();
+    WITH_QEMU_LOCK_GUARD(&server.lock) {
+        end_silent();
+    }
+    notify_alive();             /* only if no receiver keeps the lock */
     if (frames_are_lost(&server.store->frames)) {
         error_report("the store domain was destroyed; the store daemon ends");
         server.lost = true;
         g_main_loop_quit(server.loop);
         return G_SOURCE_CONTINUE;
     }
-    if (g_get_monotonic_time() < server.reclaim_until) {
-        start_drop(UINT_MAX);
-    } else if (frames_are_short(&server.store->frames)) {
-        /* an eighth of what is idle; more in a second, if that is not enough */
-        start_drop(server.store->nidle / 8 + 1);
-    }
+    mind_memory();
     mind_size();
     store_punch_holes(server.store);
     exit_if_idle();
@@ -331,12 +354,16 @@ static void end_all(void)
 static bool end_threads(void)
 {
     int64_t end = g_get_monotonic_time() + END_US;
-    bool fills = true;
+    bool fills = true, receivers = true;
 
-    while (fills || !QTAILQ_EMPTY(&server.clients)) {
-        if (fills && fills_free(server.fills)) {
-            fills = false;
-        } else if (g_get_monotonic_time() >= end) {
+    while (fills || receivers || !QTAILQ_EMPTY(&server.clients)) {
+        if (receivers) {
+            QEMU_LOCK_GUARD(&server.lock);
+            receivers = !receivers_ended();
+        } else if (fills) {
+            fills = !fills_free(server.fills);
+        }
+        if (g_get_monotonic_time() >= end) {
             return false;
         } else if (!g_main_context_iteration(NULL, false)) {
             g_usleep(1000);
@@ -350,9 +377,13 @@ bool server_run(void (*leave)(void))
     bool idle;
 
     QTAILQ_INIT(&server.clients);
+    qemu_mutex_init(&server.lock);
     server.loop = g_main_loop_new(NULL, false);
     server.layers = layers_new(server.store, server.layer_idle, leases_changed);
     server.fills = fills_new(server.store, client_answer);
+    WITH_QEMU_LOCK_GUARD(&server.lock) {
+        receivers_start(server.fills);
+    }
     server.busy_until = g_get_monotonic_time();
     listen_again(NULL);
     g_timeout_add(DEDUP_ALIVE_MS, on_alive, NULL);
@@ -365,7 +396,10 @@ bool server_run(void (*leave)(void))
     if (leave) {
         leave();
     }
-    end_all();
+    WITH_QEMU_LOCK_GUARD(&server.lock) {
+        end_all();
+        receivers_stop();
+    }
     layers_end(server.layers);
     idle = end_threads();
     if (idle) {

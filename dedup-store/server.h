@@ -13,15 +13,17 @@
  * - Answers are made when they are sent: one that is sent after a lease was
  *   given back does not use the layer's map.
  *
- * All runs in the main loop, but for a client's opener thread, and workers that
- * send an answer when they have decided it.  What is changed by other threads
- * is protected by the store's lock.
+ * Locks: the server's, then the store's.  With the server's lock, receivers
+ * handle what clients say, and the main loop what is due.  A client's opener
+ * thread and who has decided an answer, which is sent at once, have the store's
+ * only: it protects what they change, and is what is meant by "the lock".
  */
 
 #ifndef DEDUP_STORE_SERVER_H
 #define DEDUP_STORE_SERVER_H
 
 #include "fill.h"
+#include "receive.h"
 #include "qapi/qapi-types-dedup-share.h"
 
 typedef struct Server {
@@ -29,6 +31,7 @@ typedef struct Server {
     Store *store;
     Layers *layers;
     Fills *fills;
+    QemuMutex lock;             /* protects what has no other */
     uint64_t asked;             /* bytes that the store was to hold; or 0 */
     int listen_fd;
     guint listener;             /* GLib's source that accepts, or will */
@@ -38,6 +41,7 @@ typedef struct Server {
     int64_t busy_until;         /* us: when there was a client last */
     QTAILQ_HEAD(, Client) clients;
     unsigned nclients;
+    uint64_t last_client;       /* number */
     bool want_trim;             /* by the lock: the store is full */
     int64_t next_trim;
     int64_t reclaim_until;      /* us: what becomes idle until then goes */
@@ -63,7 +67,7 @@ bool server_run(void (*leave)(void));
  */
 void server_reclaim(void);
 
-/* --- client.c ------------------------------------------------------------- */
+/* --- client.c, with the server's lock held -------------------------------- */
 
 /* A number that a client has given to a layer. */
 typedef struct ClientLayer {
@@ -76,13 +80,14 @@ typedef struct ClientLayer {
 } ClientLayer;
 
 struct Client {
+    uint64_t number;            /* later ones have greater ones */
     int fd;                     /* -1: it has ended; changes with the lock */
     pid_t pid;
     uid_t uid;
     int64_t since;              /* us: when it connected */
     bool greeted, observer;
     bool busy;                  /* it is in use, and not to be freed */
-    guint in, out, gone;        /* GLib's sources, 0: none */
+    Watch *watch;               /* of its socket */
     uint64_t last_request;
     /* by the lock: */
     Process *process;
@@ -91,7 +96,7 @@ struct Client {
     QTAILQ_HEAD(, Request) requests;
     unsigned nrequests;
     bool kicked;                /* it will be flushed */
-    bool full;                  /* the socket is: on_out() goes on */
+    bool full;                  /* the socket is: it is watched for that */
     bool want_alive, want_trim;
     bool too_many;              /* holds: it is to trim, again and again */
     int64_t next_trim;          /* us; for that reason */
@@ -115,12 +120,12 @@ void client_flush(Client *c);
 /* End the connection; @text, if not NULL, is why. */
 void client_end(Client *c, const char *text);
 
-/* Have a client flushed by the main loop.  Any thread, with the lock held. */
+/* Have a client flushed by the main loop.  With only the store's lock held. */
 void client_kick(Client *c);
 
 /*
  * Send the answers that are decided, or have the main loop do it if that cannot
- * be at once.  Any thread, with the lock held.
+ * be at once.  With only the store's lock held.
  */
 void client_answer(Client *c);
 

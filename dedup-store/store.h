@@ -48,8 +48,8 @@ typedef struct Frame Frame;
 /* A process that uses frames; outlives its connection. */
 typedef struct Process {
     unsigned refs;              /* its connection, and its being watched */
-    int pidfd;                  /* main loop: watched until it ends, if */
-    unsigned watch;             /* ... it is not 0 */
+    int pidfd;                  /* by the server's lock: it is watched */
+    struct Watch *watch;        /* ... by this until it ends, or it is NULL */
     pid_t pid;
     uid_t uid;
     uint8_t token[DEDUP_TOKEN_SIZE];

@@ -21,7 +21,7 @@
 typedef struct LinuxFrames {
     int fd;
     OldFiles *old;
-    uint64_t nclients;          /* main loop */
+    uint64_t nclients;          /* by the server's lock */
 } LinuxFrames;
 
 static void linux_close(void *opaque)

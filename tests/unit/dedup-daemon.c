@@ -63,6 +63,12 @@ GPid dedup_daemon_start(const char *socket, const char *size)
     return pid;
 }
 
+void dedup_daemon_stop(GPid pid)
+{
+    kill(pid, SIGSTOP);
+    waitpid(pid, NULL, WUNTRACED);      /* until the last one has stopped */
+}
+
 void dedup_daemon_end(GPid pid, const char *socket, int signal)
 {
     g_autofree char *lock = g_strconcat(socket, ".lock", NULL);

@@ -13,6 +13,9 @@
  */
 GPid dedup_daemon_start(const char *socket, const char *size);
 
+/* Stop all of its threads; SIGCONT has them go on. */
+void dedup_daemon_stop(GPid pid);
+
 /* End it with @signal, and remove what it may have left. */
 void dedup_daemon_end(GPid pid, const char *socket, int signal);
 

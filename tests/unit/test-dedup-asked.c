@@ -633,7 +633,7 @@ static void test_put_killed(void)
     more = SHARE_ALL;
     blk = open_own("image");
     read_now(blk, 0, SIZE / 2);
-    kill(pid, SIGSTOP);
+    dedup_daemon_stop(pid);
     read_now(blk, 0, SIZE);             /* waits for the limit, once */
     g_assert_cmpint(STAT(blk, blocks_given), <, BLOCKS);
     kill(pid, SIGCONT);

@@ -246,7 +246,7 @@ static void test_many(void)
 
     /* it finds all of them when it goes on, and is not asked too much */
     g_assert_cmpint(open_layer(c, &l), ==, DEDUP_LAYER_LEASED);
-    kill(daemon_pid, SIGSTOP);
+    dedup_daemon_stop(daemon_pid);
     for (i = 0; i < MANY; i++) {
         q[i] = (Ask) {
             .c = c, .connection = l.connection,
@@ -610,7 +610,7 @@ static void test_stopped(void)
     start_daemon("16M");
     c = dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, 300, LIMIT_MS, &absent,
                          &error_abort);
-    kill(daemon_pid, SIGSTOP);
+    dedup_daemon_stop(daemon_pid);
     put(&q, c, bytes, 4);
     check_all(&q.a, DEDUP_ANSWER_FAILED);
     dedup_client_done(&q.a);
@@ -648,7 +648,7 @@ static void test_named_too_late(void)
     start_daemon("16M");
     c = dedup_client_get(sock, DEDUP_STORE_KIND_LINUX, 300, LIMIT_MS, &absent,
                          &error_abort);
-    kill(daemon_pid, SIGSTOP);
+    dedup_daemon_stop(daemon_pid);
     for (i = 0; i < MANY; i++) {
         q[i] = (Ask) { .c = c, .buf = bytes, .n = 1 };
         begin(&q[i]);
