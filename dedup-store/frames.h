@@ -73,11 +73,13 @@ typedef struct FramesOps {
     uint64_t (*old_memory)(void *frames);
 
     /*
-     * A CLAIM (protocol.h) of process @pid, of @n slots.  Calls on @fd, which
-     * stays the caller's, may hang.  NULL: there are none.
+     * A CLAIM (protocol.h) of process @pid, of @n slots.  Of two connections,
+     * whose claims may be handled in any order, the later one has the greater
+     * number.  Calls on @fd, which stays the caller's, may hang.  NULL: there
+     * are none.
      */
-    void (*claim)(void *frames, pid_t pid, int fd, const DedupMsgClaim *m,
-                  const uint32_t *slots, unsigned n);
+    void (*claim)(void *frames, pid_t pid, uint64_t connection, int fd,
+                  const DedupMsgClaim *m, const uint32_t *slots, unsigned n);
 
     /* What a client shares a frame by.  Also with the lock held.  NULL: 0. */
     uint64_t (*handle)(void *frames, uint32_t slot);

@@ -48,8 +48,9 @@ static void run_job(Client *c, const Job *job)
 
     if (job->claim) {
         server.store->frames.ops->claim(
-            server.store->frames.opaque, c->pid, job->fd, job->claim,
-            (const void *)(job->claim + 1), job->claim->header.count);
+            server.store->frames.opaque, c->pid, c->number, job->fd,
+            job->claim, (const void *)(job->claim + 1),
+            job->claim->header.count);
     } else if (job->layer >= 0) {
         layer = layers_open(server.layers, job->fd, &state, text);
         WITH_QEMU_LOCK_GUARD(&server.store->lock) {

@@ -70,13 +70,13 @@ static int linux_welcome(void *opaque, pid_t pid, DedupMsgWelcome *w)
     return fd;
 }
 
-static void linux_claim(void *opaque, pid_t pid, int fd,
+static void linux_claim(void *opaque, pid_t pid, uint64_t connection, int fd,
                         const DedupMsgClaim *m, const uint32_t *slots,
                         unsigned n)
 {
     LinuxFrames *f = opaque;
 
-    old_files_claim(f->old, pid, fd, m, slots, n);
+    old_files_claim(f->old, pid, connection, fd, m, slots, n);
 }
 
 static uint64_t linux_old_memory(void *opaque)

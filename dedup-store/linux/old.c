@@ -8,6 +8,8 @@
 
 #include "qemu/osdep.h"
 #include <linux/falloc.h>
+#include <linux/magic.h>
+#include <sys/vfs.h>
 #include "qemu/atomic.h"
 #include "qemu/bitmap.h"
 #include "qemu/lockable.h"
@@ -22,12 +24,21 @@
 /* Files that are minded; what else is claimed stays while it is mapped. */
 #define MAX_FILES 16
 
+/*
+ * Locks of a process on a file for which it can claim: a client reconnects to
+ * a daemon that lives, if ever, and never often.  And bitmaps of a file, of all
+ * claims: each takes the 32768th part of its size.
+ */
+#define MAX_CLAIMS_OF_PROCESS 16
+#define MAX_BITMAPS 1024
+
 /* Those that have ended are looked for so often. */
 #define SWEEP_MS 1000
 
 typedef struct Claim {
     unsigned long *slots;       /* NULL: not complete yet */
     unsigned long *next;        /* what is being said, or NULL */
+    uint64_t connection;        /* ... on it, or was said last */
 } Claim;
 
 typedef struct OldFile {
@@ -36,6 +47,8 @@ typedef struct OldFile {
     ino_t ino;
     uint32_t nslots;
     GHashTable *claims;         /* uint64_t, a lock -> Claim */
+    unsigned nbitmaps;          /* of these */
+    bool punched;               /* all, as of the claims that there are */
     QTAILQ_ENTRY(OldFile) next;
 } OldFile;
 
@@ -56,7 +69,8 @@ struct OldFiles {
 bool frames_file_lock(int fd, uint64_t lock)
 {
     struct flock l = {
-        .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = lock, .l_len = 1,
+        .l_type = lock == FRAMES_LOCK_DAEMON ? F_WRLCK : F_RDLCK,
+        .l_whence = SEEK_SET, .l_start = lock, .l_len = 1,
     };
 
     return fcntl(fd, F_OFD_SETLK, &l) == 0;
@@ -70,6 +84,18 @@ static bool is_unlocked(const OldFile *o, uint64_t first, uint64_t n)
     };
 
     return fcntl(o->fd, F_OFD_GETLK, &lock) == 0 && lock.l_type == F_UNLCK;
+}
+
+/* Does the daemon live whose file it is?  Only that can have such a lock. */
+static bool is_in_use(const OldFile *o)
+{
+    struct flock lock = {
+        .l_type = F_RDLCK, .l_whence = SEEK_SET,
+        .l_start = FRAMES_LOCK_DAEMON, .l_len = 1,
+    };
+
+    return DO("claim-live") && (fcntl(o->fd, F_OFD_GETLK, &lock) < 0 ||
+                                lock.l_type != F_UNLCK);
 }
 
 static gint compare_locks(gconstpointer a, gconstpointer b)
@@ -101,9 +127,17 @@ static bool all_have_claimed(const OldFile *o)
 
 /* --- punching, with the lock held ----------------------------------------- */
 
-static gboolean has_ended(gpointer lock, gpointer claim, gpointer opaque)
+static gboolean has_ended(gpointer lock, gpointer opaque, gpointer file)
 {
-    return is_unlocked(opaque, *(uint64_t *)lock, 1);
+    Claim *c = opaque;
+    OldFile *o = file;
+
+    if (!is_unlocked(o, *(uint64_t *)lock, 1)) {
+        return false;
+    }
+    o->nbitmaps -= !!c->slots + !!c->next;
+    o->punched = false;
+    return true;
 }
 
 /* The slots that nobody has claimed; the caller's. */
@@ -151,11 +185,12 @@ static void punch_unclaimed(OldFile *o)
     }
 }
 
+/* What is left of it; its own daemon counts that, as long as it lives. */
 static uint64_t find_memory(const OldFile *o)
 {
     struct stat st;
 
-    return fstat(o->fd, &st) < 0 ? 0 : st.st_blocks * 512ULL;
+    return is_in_use(o) || fstat(o->fd, &st) < 0 ? 0 : st.st_blocks * 512ULL;
 }
 
 static void old_file_free(OldFile *o)
@@ -181,8 +216,9 @@ static void sweep(OldFiles *old)
     QEMU_LOCK_GUARD(&old->lock);
     QTAILQ_FOREACH_SAFE(o, &old->files, next, next) {
         g_hash_table_foreach_remove(o->claims, has_ended, o);
-        if (CHECK("claim-all", all_have_claimed(o))) {
+        if (!o->punched && CHECK("claim-all", all_have_claimed(o))) {
             punch_unclaimed(o);
+            o->punched = true;
         }
         if (is_unlocked(o, 0, 0)) {
             remove_file(old, o);
@@ -237,8 +273,10 @@ static bool is_frames_file(int fd, const struct stat *st)
 {
     g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
     g_autofree char *name = g_file_read_link(path, NULL);
+    struct statfs fs;
 
-    return S_ISREG(st->st_mode) && (st->st_mode & 07777) == 0600 &&
+    return fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC &&
+           S_ISREG(st->st_mode) && (st->st_mode & 07777) == 0600 &&
            st->st_uid == geteuid() && !st->st_nlink && st->st_size > 0 &&
            st->st_size / BLOCK < UINT32_MAX &&
            !g_strcmp0(name, "/memfd:" FRAMES_FILE_NAME " (deleted)");
@@ -279,28 +317,59 @@ static OldFile *open_file(const OldFiles *old, int fd)
     return o;
 }
 
+/* Are there as many claims of the process of @lock as there may be? */
+static bool has_many_claims(const OldFile *o, uint64_t lock)
+{
+    unsigned n = 0;
+    GHashTableIter iter;
+    gpointer other;
+
+    g_hash_table_iter_init(&iter, o->claims);
+    while (g_hash_table_iter_next(&iter, &other, NULL)) {
+        n += *(uint64_t *)other >> 40 == lock >> 40;
+    }
+    return n >= MAX_CLAIMS_OF_PROCESS;
+}
+
+/* NULL: there may be no more.  What was not claimed for is not punched. */
 static Claim *get_claim(OldFile *o, uint64_t lock)
 {
     Claim *c = g_hash_table_lookup(o->claims, &lock);
 
-    if (!c) {
+    if (!c && CHECK("claim-many", !has_many_claims(o, lock))) {
         c = g_new0(Claim, 1);
         g_hash_table_insert(o->claims, g_memdup2(&lock, sizeof(lock)), c);
     }
     return c;
 }
 
+/*
+ * Begin @c anew, for @connection; false if a later one has said something, as
+ * what two connections say may be handled in any order.
+ */
+static bool begin_claim(OldFile *o, Claim *c, uint64_t connection)
+{
+    if (!CHECK("claim-order", connection >= c->connection)) {
+        return false;
+    }
+    c->connection = connection;
+    if (c->next) {
+        bitmap_clear(c->next, 0, o->nslots);
+    } else if (o->nbitmaps < MAX_BITMAPS) {
+        c->next = bitmap_new(o->nslots);
+        o->nbitmaps++;
+    }
+    return c->next;
+}
+
 /* With the lock held. */
-static void note_claim(OldFile *o, Claim *c, const uint32_t *slots, unsigned n,
-                       uint32_t flags)
+static void note_claim(OldFile *o, Claim *c, uint64_t connection,
+                       const uint32_t *slots, unsigned n, uint32_t flags)
 {
     unsigned i;
 
-    if (flags & DEDUP_CLAIM_FIRST) {
-        g_free(c->next);
-        c->next = bitmap_new(o->nslots);
-    }
-    if (!c->next) {
+    if (flags & DEDUP_CLAIM_FIRST ? !begin_claim(o, c, connection)
+        : !c->next || !CHECK("claim-order", c->connection == connection)) {
         return;
     }
     for (i = 0; i < n; i++) {
@@ -309,8 +378,10 @@ static void note_claim(OldFile *o, Claim *c, const uint32_t *slots, unsigned n,
         }
     }
     if (flags & DEDUP_CLAIM_LAST) {
+        o->nbitmaps -= !!c->slots;
         g_free(c->slots);
         c->slots = g_steal_pointer(&c->next);
+        o->punched = false;
     }
 }
 
@@ -321,10 +392,11 @@ static bool is_lock_of(const OldFile *o, pid_t pid, uint64_t lock)
            !is_unlocked(o, lock, 1);
 }
 
-void old_files_claim(OldFiles *old, pid_t pid, int fd, const DedupMsgClaim *m,
-                     const uint32_t *slots, unsigned n)
+void old_files_claim(OldFiles *old, pid_t pid, uint64_t connection, int fd,
+                     const DedupMsgClaim *m, const uint32_t *slots, unsigned n)
 {
     OldFile *opened = open_file(old, fd), *o;
+    Claim *c;
 
     if (!opened) {
         return;
@@ -335,8 +407,9 @@ void old_files_claim(OldFiles *old, pid_t pid, int fd, const DedupMsgClaim *m,
         o = g_steal_pointer(&opened);
         add_file(old, o);
     }
-    if (o && is_lock_of(o, pid, m->lock)) {
-        note_claim(o, get_claim(o, m->lock), slots, n, m->flags);
+    c = o && is_lock_of(o, pid, m->lock) ? get_claim(o, m->lock) : NULL;
+    if (c) {
+        note_claim(o, c, connection, slots, n, m->flags);
     }
     if (m->flags & DEDUP_CLAIM_LAST) {
         qemu_sem_post(&old->wake);

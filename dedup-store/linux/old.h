@@ -18,9 +18,12 @@
  *
  * - Nothing is punched before there is a claim for each lock, and nothing that
  *   any of these has said last.
- * - A claim for a lock is made by the process that the lock is of.
+ * - A claim for a lock is made by the process that the lock is of.  Its parts
+ *   are of one connection, and none is of an earlier connection than another.
  * - A daemon that lives has the lock of byte 0, which nobody claims: its file
- *   is not punched by another one.
+ *   is not punched by another one, nor counted.  It is a lock for writing,
+ *   which no client's description can have.
+ * - What claims take is bounded; what is beyond that is as if not claimed.
  * - Only a file that a store daemon of this user has made is touched at all,
  *   whatever a client passes.
  *
@@ -47,7 +50,7 @@ static inline uint64_t frames_lock_of(pid_t pid, uint64_t n)
     return (uint64_t)MAX(pid, 0) << 40 | (n & ((1ULL << 40) - 1));
 }
 
-/* Take @lock, by the description of @fd.  False if that fails. */
+/* Take @lock, by the description of @fd.  False if that fails, errno is set. */
 bool frames_file_lock(int fd, uint64_t lock);
 
 typedef struct OldFiles OldFiles;
@@ -57,8 +60,8 @@ OldFiles *old_files_new(int own_fd);
 void old_files_free(OldFiles *old);
 
 /* See FramesOps.claim(). */
-void old_files_claim(OldFiles *old, pid_t pid, int fd, const DedupMsgClaim *m,
-                     const uint32_t *slots, unsigned n);
+void old_files_claim(OldFiles *old, pid_t pid, uint64_t connection, int fd,
+                     const DedupMsgClaim *m, const uint32_t *slots, unsigned n);
 
 /* Bytes that the files have.  Any thread, does not block. */
 uint64_t old_files_memory(OldFiles *old);
