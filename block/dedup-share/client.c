@@ -56,7 +56,8 @@ typedef struct Request {
     const void *body;           /* the coroutine's, until it is sent */
     size_t body_size;
     void *own_body;             /* SAY: freed with it */
-    int fd;                     /* LAYER: the coroutine's; SAY: its own */
+    int fd;                     /* LAYER: the coroutine's; SAY: that of @held */
+    DedupHeld *held;            /* SAY: a reference, or NULL */
     uint64_t connection;        /* that it is for; 0: any */
     uint32_t layer;             /* READ: the number of its first extent's */
     DedupAnswers *answers;      /* READ, PUT: of the coroutine */
@@ -91,7 +92,9 @@ struct DedupClient {
     unsigned refs;              /* main loop */
     QemuThread thread;
     EventNotifier wake;
+    bool has_thread;
     bool stop;                  /* atomic */
+    bool lingers;               /* atomic: nobody uses it; see is_over() */
     QLIST_ENTRY(DedupClient) next;
 
     QemuMutex lock;             /* protects all below; held for moments */
@@ -138,8 +141,8 @@ static QLIST_HEAD(, DedupClient) clients = QLIST_HEAD_INITIALIZER(clients);
 
 static void request_free(Request *r)
 {
-    if (r->kind == SAY && r->fd >= 0) {
-        close(r->fd);
+    if (r->held) {
+        dedup_held_unref(r->held);
     }
     g_free(r->own_body);
     g_free(r);
@@ -565,8 +568,8 @@ typedef struct Trim {
     DedupHeld *held;
     DedupHeld *old[MAX_OLD];
     unsigned nold;
+    DedupHeld *claimed;         /* of these: what is claimed now */
     uint64_t epoch, connection;
-    bool claims;                /* all of the claim so far was said */
     QemuThread thread;
 } Trim;
 
@@ -588,20 +591,14 @@ static void say_claim(void *opaque, int fd, uint64_t lock,
                       const uint32_t *slots, unsigned n, uint32_t flags)
 {
     Trim *t = opaque;
-    Request *r;
+    Request *r = request_new(SAY, DEDUP_MSG_CLAIM, n, sizeof(DedupMsgClaim));
 
-    t->claims |= flags & DEDUP_CLAIM_FIRST;
-    fd = t->claims ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
-    if (fd < 0) {
-        t->claims = false;      /* without its last message it is none */
-        return;
-    }
-    r = request_new(SAY, DEDUP_MSG_CLAIM, n, sizeof(DedupMsgClaim));
     r->head.claim.flags = flags;
     r->head.claim.lock = lock;
     r->body_size = n * sizeof(*slots);
     r->body = r->own_body = g_memdup2(slots, r->body_size);
     r->fd = fd;
+    r->held = dedup_held_ref(t->claimed);
     /* a claim of which another connection has a part would lack that */
     r->connection = t->connection;
     say(t->c, r, 0);
@@ -634,7 +631,8 @@ static void *trim_thread(void *opaque)
     dedup_held_trim(t->held, say_release, t);
     dedup_held_unref(t->held);
     for (i = 0; i < t->nold; i++) {
-        if (dedup_held_claim(t->old[i], say_claim, t)) {
+        t->claimed = t->old[i];
+        if (dedup_held_claim(t->claimed, say_claim, t)) {
             drop_old(c, t->old[i]);
         }
         dedup_held_unref(t->old[i]);
@@ -646,6 +644,7 @@ static void *trim_thread(void *opaque)
         c->trim_again = false;
         start_trim(c);
     }
+    event_notifier_set(&c->wake);       /* it may be over */
     return NULL;
 }
 
@@ -889,12 +888,26 @@ static void wait_for_socket(DedupClient *c, int64_t us)
     }
 }
 
+/*
+ * Is there nothing more to be said?  If nobody uses it, but a guest still maps
+ * frames, the daemon is told when it does not any more; and the next daemon,
+ * what it maps.
+ */
+static bool is_over(DedupClient *c)
+{
+    if (qatomic_read(&c->stop) || !qatomic_read(&c->lingers)) {
+        return qatomic_read(&c->stop);
+    }
+    QEMU_LOCK_GUARD(&c->lock);
+    return !c->trims && !c->nold && !dedup_held_count(c->held);
+}
+
 static const char *converse(DedupClient *c)
 {
     int64_t looked = g_get_monotonic_time();
     const char *why = NULL;
 
-    while (!why && !qatomic_read(&c->stop)) {
+    while (!why && !is_over(c)) {
         wait_for_socket(c, MIN(mind_limit(c), LOOK_US));
         if (g_get_monotonic_time() - looked >= LOOK_US) {
             looked = g_get_monotonic_time();
@@ -918,13 +931,13 @@ static void *client_thread(void *opaque)
     };
     int64_t next;
 
-    while (!qatomic_read(&c->stop)) {
+    while (!is_over(c)) {
         next = g_get_monotonic_time() + RECONNECT_US;
         if (c->sock >= 0 ||
             !try_connect(c, c->limit / 1000, wake.fd, NULL)) {
             disconnect(c, converse(c));
         }
-        while (!qatomic_read(&c->stop) && g_get_monotonic_time() < next) {
+        while (!is_over(c) && g_get_monotonic_time() < next) {
             poll(&wake, 1, (next - g_get_monotonic_time()) / 1000 + 1);
             event_notifier_test_and_clear(&c->wake);
         }
@@ -964,6 +977,25 @@ static DedupClient *client_find(const char *path, DedupStoreKind kind)
     return NULL;
 }
 
+static void end_thread(DedupClient *c)
+{
+    if (c->has_thread) {
+        qatomic_set(&c->stop, true);
+        event_notifier_set(&c->wake);
+        qemu_thread_join(&c->thread);
+        c->has_thread = false;
+    }
+}
+
+static void start_thread(DedupClient *c, bool lingers)
+{
+    c->stop = false;
+    c->lingers = lingers;
+    c->has_thread = true;
+    qemu_thread_create(&c->thread, "dedup-client", client_thread, c,
+                       QEMU_THREAD_JOINABLE);
+}
+
 DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
                               unsigned silence_ms, unsigned connect_ms,
                               bool *absent, Error **errp)
@@ -973,15 +1005,17 @@ DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
 
     GLOBAL_STATE_CODE();
     if (!c->refs) {
+        end_thread(c);
         c->limit = silence_ms * 1000LL;
         ret = try_connect(c, connect_ms, -1, errp);
         *absent = ret == -ENOENT;
+        if (ret < 0 && c->held && kind == DEDUP_STORE_KIND_LINUX) {
+            start_thread(c, true);
+        }
         if (ret < 0) {
             return NULL;
         }
-        c->stop = false;
-        qemu_thread_create(&c->thread, "dedup-client", client_thread, c,
-                           QEMU_THREAD_JOINABLE);
+        start_thread(c, false);
     }
     c->refs++;
     return c;
@@ -993,9 +1027,17 @@ void dedup_client_put(DedupClient *c)
     if (--c->refs) {
         return;
     }
-    qatomic_set(&c->stop, true);
+    if (c->kind == DEDUP_STORE_KIND_XEN) {
+        end_thread(c);                  /* Xen counts who uses its frames */
+        return;
+    }
+    WITH_QEMU_LOCK_GUARD(&c->lock) {
+        if (c->sock >= 0) {
+            start_trim(c);
+        }
+    }
+    qatomic_set(&c->lingers, true);
     event_notifier_set(&c->wake);
-    qemu_thread_join(&c->thread);
 }
 
 bool dedup_client_is_up(DedupClient *c)

@@ -333,6 +333,35 @@ static void test_old_frames(void)
     teardown();
 }
 
+/* The node is gone, and the guest maps frames: the daemons hear of that. */
+static void test_removed(void)
+{
+    BlockBackend *blk;
+    unsigned i;
+
+    setup();
+    blk = open_image();
+    read_now(blk, 0, SIZE);
+    blk_unref(blk);
+    memset(guest, 0x66, SIZE / 2);
+    dedup_daemon_reclaim(sock);
+    await_memory(SIZE / 2);
+    for (i = 0; i < 2; i++) {
+        dedup_daemon_end(pid, sock, SIGKILL);
+        pid = dedup_daemon_start(sock, "16M");
+        memset(guest + SIZE / 2, 0x66, SIZE / 4 * i);
+        await_memory(SIZE / 2 - SIZE / 4 * i);
+    }
+    blk = open_image();
+    read_now(blk, 0, SIZE);
+    g_assert_cmpint(STAT(blk, blocks_given), ==, BLOCKS - 1);
+    blk_unref(blk);
+    memset(guest, 0x66, SIZE);
+    dedup_daemon_reclaim(sock);
+    await_memory(0);
+    teardown();
+}
+
 /* Somebody writes to the image meanwhile: nothing old is read. */
 static void test_changed(void)
 {
@@ -721,6 +750,7 @@ int main(int argc, char **argv)
     g_test_add_func("/dedup/asked/qcow2", test_qcow2);
     g_test_add_func("/dedup/asked/killed", test_killed);
     g_test_add_func("/dedup/asked/old-frames", test_old_frames);
+    g_test_add_func("/dedup/asked/removed", test_removed);
     g_test_add_func("/dedup/asked/changed", test_changed);
     g_test_add_func("/dedup/asked/replaced", test_replaced);
     g_test_add_func("/dedup/asked/filtered", test_filtered);

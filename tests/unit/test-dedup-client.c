@@ -738,11 +738,16 @@ static void listen_for(Script *sc)
     sc->thread = g_thread_new("script", sc->run ?: run_script, sc);
 }
 
+/* What holds its frames still looks for it there: the next one is elsewhere. */
 static void end_script(Script *sc)
 {
+    static unsigned n;
+
     g_thread_join(sc->thread);
     close(sc->listener);
     g_unlink(sock);
+    g_free(sock);
+    sock = g_strdup_printf("%s/sock-%u", dir, n++);
 }
 
 static int make_frames(size_t size, int flags)
