@@ -215,5 +215,6 @@ def check(lab, f):
               f"hypercalls a hit: {f['hypercalls_per_hit']}")
     common = f["given_fresh_again"][0] / f["hit_frames"]
     lab.check(common >= 0.9, f"the common path is common: {common:.4f}")
-    lab.check(f["syscalls_per_hit"] <= 0.25,
+    # three a batch: Xen's memory is looked at, two multicalls
+    lab.check(f["syscalls_per_hit"] <= 0.3,
               f"system calls a hit: {f['syscalls_per_hit']}")
