@@ -726,7 +726,7 @@ static const char *handle(Client *c, Message *m)
 static void client_reap(Client *c)
 {
     WITH_QEMU_LOCK_GUARD(&server.store->lock) {
-        if (c->fd >= 0 || c->opener || c->kicked || c->busy) {
+        if (c->fd >= 0 || opener_runs(c) || c->kicked || c->busy) {
             return;
         }
         QTAILQ_REMOVE(&server.clients, c, next);
@@ -772,7 +772,7 @@ void client_end(Client *c, const char *text)
     }
     watch_free(c->watch);
     WITH_QEMU_LOCK_GUARD(&server.store->lock) {
-        close(c->fd);
+        opener_close_socket(c->fd);
         c->fd = -1;
     }
     server.nclients--;
@@ -904,13 +904,13 @@ void client_new(int fd)
     c->uid = cred.uid;
     c->since = g_get_monotonic_time();
     QTAILQ_INIT(&c->requests);
-    g_queue_init(&c->jobs);
+    opener_init(c);
     if (pidfd < 0 || !watch_new_client(c, pidfd)) {
         /* it is gone already, or the kernel has no memory */
         if (pidfd >= 0) {
             close(pidfd);
         }
-        close(fd);
+        opener_close_socket(fd);
         g_free(c);
         return;
     }

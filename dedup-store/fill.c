@@ -13,7 +13,7 @@
 
 /*
  * Blocks that are read at once.  With the number of readers it bounds the
- * memory of their buffers: 16 MiB for a disk, 64 in all.
+ * memory of their buffers: 16 MiB for a disk, 64 in all, and 16 of receivers.
  */
 #define RUN 64
 
@@ -33,6 +33,7 @@ struct Fills {
     GThreadPool *putters;
     Turns *turns;               /* by the store's lock */
     unsigned running;           /* ... fills and puts that have not ended */
+    unsigned putting;           /* ... of these: puts */
     Fill *own;                  /* by the server's lock: nobody has it yet */
     void (*decided)(Client *c);
 };
@@ -258,6 +259,8 @@ static void fill_free(Fills *f, Fill *fill)
     f->running--;
     if (fill->layer) {
         layer_unref(fill->layer);
+    } else {
+        f->putting--;
     }
     qemu_vfree(fill->buf);
     g_array_free(fill->waiters, true);
@@ -409,6 +412,11 @@ static void start(Fills *f, Fill *fill, Client *c)
     f->running++;
     if (fill->layer && !turns_begin(f->turns, fill->layer->dev, c, fill)) {
         return;                 /* it waits for another one to end */
+    }
+    f->putting += !fill->layer;
+    if (!fill->layer && f->putting > PUTTERS) {
+        fills_leave(f, fill);   /* more of them would only take turns */
+        return;
     }
     if (f->own) {
         fills_leave(f, f->own);

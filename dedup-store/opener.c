@@ -5,12 +5,17 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/socket.h>
 #include "qemu/cutils.h"
 #include "qemu/lockable.h"
+#include "checks.h"
 #include "server.h"
 
 /* A client that has more claims for its thread is not listened to. */
 #define MAX_CLAIMS 2
+
+/* Threads that close sockets. */
+#define MAX_CLOSERS 8
 
 typedef struct Job {
     int fd;
@@ -67,36 +72,52 @@ static void run_job(Client *c, const Job *job)
 
 static void *opener_thread(void *opaque)
 {
-    Client *c = opaque;
+    Opener *o = opaque;
 
     for (;;) {
         g_autofree Job *job = NULL;
 
         WITH_QEMU_LOCK_GUARD(&server.store->lock) {
-            job = g_queue_pop_head(&c->jobs);
-            c->opener = job != NULL;
+            job = g_queue_pop_head(&o->jobs);
+            o->runs = job != NULL;
             if (!job) {
-                client_kick(c);         /* it may be freed now */
+                client_kick(o->client); /* it may be freed now */
             }
         }
         if (!job) {
             return NULL;
         }
-        run_job(c, job);
+        run_job(o->client, job);
         g_free(job->claim);
     }
 }
 
 static void add_job(Client *c, Job *job)
 {
+    Opener *o = &c->openers[job->claim ? NOTES_CLAIMS : OPENS_LAYERS];
     QemuThread thread;
 
-    g_queue_push_tail(&c->jobs, job);
-    if (!c->opener) {
-        c->opener = true;
-        qemu_thread_create(&thread, "opener", opener_thread, c,
+    g_queue_push_tail(&o->jobs, job);
+    if (!o->runs) {
+        o->runs = true;
+        qemu_thread_create(&thread, "opener", opener_thread, o,
                            QEMU_THREAD_DETACHED);
     }
+}
+
+void opener_init(Client *c)
+{
+    unsigned i;
+
+    for (i = 0; i < OPENERS; i++) {
+        c->openers[i].client = c;
+        g_queue_init(&c->openers[i].jobs);
+    }
+}
+
+bool opener_runs(const Client *c)
+{
+    return c->openers[OPENS_LAYERS].runs || c->openers[NOTES_CLAIMS].runs;
 }
 
 void opener_add(Client *c, int fd, int layer)
@@ -125,13 +146,55 @@ bool opener_is_full(const Client *c)
     return c->nclaims > MAX_CLAIMS;
 }
 
+/* --- sockets -------------------------------------------------------------- */
+
+/* Is there a message, of whatever length, in the socket that was shut down? */
+static bool has_message(int fd)
+{
+    uint8_t control[CMSG_SPACE(sizeof(struct ucred))]
+        QEMU_ALIGNED(sizeof(size_t));
+    uint8_t byte;
+    struct iovec iov = { &byte, 1 };
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1,
+        .msg_control = control, .msg_controllen = sizeof(control),
+    };
+    int on = 1;
+
+    /* who has sent it is told of each message, and of the end it is not */
+    setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
+    return recvmsg(fd, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0 ||
+           msg.msg_controllen;
+}
+
+static void close_socket(gpointer fd, gpointer opaque)
+{
+    close(GPOINTER_TO_INT(fd));
+}
+
+void opener_close_socket(int fd)
+{
+    static GThreadPool *closers;        /* by the server's lock */
+
+    shutdown(fd, SHUT_RDWR);            /* nothing more comes in */
+    if (CHECK("close-socket", !has_message(fd))) {
+        close(fd);
+        return;
+    }
+    if (!closers) {
+        closers = g_thread_pool_new(close_socket, NULL, MAX_CLOSERS, false,
+                                    NULL);
+    }
+    g_thread_pool_push(closers, GINT_TO_POINTER(fd), NULL);
+}
+
 unsigned opener_count(uid_t uid)
 {
     unsigned n = 0;
     Client *c;
 
     QTAILQ_FOREACH(c, &server.clients, next) {
-        n += c->uid == uid && c->opener && c->fd < 0;
+        n += c->uid == uid && c->fd < 0 && opener_runs(c);
     }
     return n;
 }

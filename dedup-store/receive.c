@@ -92,7 +92,8 @@ static bool start_one(void);
 /* Returns what has begun by it, if this thread is to carry that out. */
 static Fill *handle(const struct epoll_event *e)
 {
-    Watch *w = g_hash_table_lookup(r.watches, &e->data.u64);
+    uint64_t number = e->data.u64;
+    Watch *w = g_hash_table_lookup(r.watches, &number);
     Fill *own;
 
     if (w) {                    /* or it was freed since */
@@ -135,18 +136,18 @@ static void *receiver_thread(void *opaque)
     return NULL;
 }
 
-/* False: there are as many as there may be. */
+/* False: there are as many as there may be, or can be. */
 static bool start_one(void)
 {
-    QemuThread thread;
+    GThread *thread = r.running == MAX_RECEIVERS ? NULL :
+        g_thread_try_new("receiver", receiver_thread, NULL, NULL);
 
-    if (r.running == MAX_RECEIVERS) {
+    if (!thread) {
         return false;
     }
-    r.running++;
+    g_thread_unref(thread);
+    r.running++;                /* it does nothing before it has the lock */
     r.waiting++;
-    qemu_thread_create(&thread, "receiver", receiver_thread, NULL,
-                       QEMU_THREAD_DETACHED);
     return true;
 }
 
@@ -163,7 +164,10 @@ void receivers_start(Fills *fills)
         error_report("epoll: %s", strerror(errno));
         exit(1);
     }
-    start_one();
+    if (!start_one()) {
+        error_report("no thread can be started");
+        exit(1);
+    }
 }
 
 void receivers_stop(void)

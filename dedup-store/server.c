@@ -99,7 +99,7 @@ static void refuse_fd(int fd, const char *why)
 
     pstrcpy(m.text, sizeof(m.text), why);
     dedup_send(fd, &m, sizeof(m), NULL, 0, -1);
-    close(fd);
+    opener_close_socket(fd);
 }
 
 static gboolean listen_again(gpointer opaque);
@@ -108,10 +108,11 @@ static gboolean on_connection(gint listener, GIOCondition condition,
                               gpointer opaque)
 {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    int error = errno;
     const char *why;
 
     QEMU_LOCK_GUARD(&server.lock);
-    if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
+    if (fd < 0 && (error == EMFILE || error == ENFILE || error == ENOMEM)) {
         /* who connects stays in the queue: look again when some have gone */
         server.listener = g_timeout_add(ACCEPT_PAUSE_MS, listen_again, NULL);
         return G_SOURCE_REMOVE;

@@ -79,6 +79,16 @@ typedef struct ClientLayer {
     char text[DEDUP_TEXT_MAX];
 } ClientLayer;
 
+/* A thread that does what may hang, while there is something to do. */
+typedef struct Opener {
+    Client *client;
+    GQueue jobs;
+    bool runs;                  /* its client stays until it does not */
+} Opener;
+
+/* A layer that hangs keeps no claim waiting: behind many, nothing is read. */
+enum { OPENS_LAYERS, NOTES_CLAIMS, OPENERS };
+
 struct Client {
     uint64_t number;            /* later ones have greater ones */
     int fd;                     /* -1: it has ended; changes with the lock */
@@ -105,9 +115,8 @@ struct Client {
     uint64_t status_request;
     uint64_t reclaim_request;   /* it waits for RECLAIMED; 0: it does not */
     uint64_t reclaim_from;      /* server.dropped then */
-    GQueue jobs;                /* of its opener thread */
-    unsigned nclaims;           /* among these, and the one that it is at */
-    bool opener;                /* its thread runs: it stays until then */
+    Opener openers[OPENERS];
+    unsigned nclaims;           /* jobs, and the one that is being done */
     QTAILQ_ENTRY(Client) next;
 };
 
@@ -144,7 +153,18 @@ void opener_add_claim(Client *c, int fd, const DedupMsgClaim *m,
 /* Has it so many claims that no more is read of @c?  With the lock held. */
 bool opener_is_full(const Client *c);
 
-/* Openers of @uid that run now.  With the lock held. */
+/*
+ * Close a client's socket, whose other side sees its end at once.  What has
+ * come in and was not read may hold descriptors, whose close() can hang: of a
+ * TCP socket, say, that lingers.  With the server's lock held.
+ */
+void opener_close_socket(int fd);
+
+/* Prepare a new client's openers.  Does any of them run?  With the lock. */
+void opener_init(Client *c);
+bool opener_runs(const Client *c);
+
+/* Clients of @uid that are gone, and whose openers run.  With the lock held. */
 unsigned opener_count(uid_t uid);
 
 /* --- status.c ------------------------------------------------------------- */
