@@ -726,8 +726,8 @@ static bool adopt(DedupClient *c, int sock, int frames,
     c->wrong = NULL;
     c->sock = sock;
     trace_dedup_client_connect(c->path, w->nslots, again);
-    if (c->nold) {
-        start_trim(c);          /* to claim */
+    if (c->nold || qatomic_read(&c->lingers)) {
+        start_trim(c);          /* to claim; and to let go of what is left */
     }
     return true;
 }
@@ -899,7 +899,8 @@ static bool is_over(DedupClient *c)
         return qatomic_read(&c->stop);
     }
     QEMU_LOCK_GUARD(&c->lock);
-    return !c->trims && !c->nold && !dedup_held_count(c->held);
+    return !c->trims && !c->nold && !dedup_held_count(c->held) &&
+           (c->sock < 0 || c->wrong || QTAILQ_EMPTY(&c->unsent));
 }
 
 static const char *converse(DedupClient *c)
@@ -1009,7 +1010,7 @@ DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
         c->limit = silence_ms * 1000LL;
         ret = try_connect(c, connect_ms, -1, errp);
         *absent = ret == -ENOENT;
-        if (ret < 0 && c->held && kind == DEDUP_STORE_KIND_LINUX) {
+        if (ret < 0 && c->held) {
             start_thread(c, true);
         }
         if (ret < 0) {
@@ -1025,10 +1026,6 @@ void dedup_client_put(DedupClient *c)
 {
     GLOBAL_STATE_CODE();
     if (--c->refs) {
-        return;
-    }
-    if (c->kind == DEDUP_STORE_KIND_XEN) {
-        end_thread(c);                  /* Xen counts who uses its frames */
         return;
     }
     WITH_QEMU_LOCK_GUARD(&c->lock) {

@@ -64,9 +64,9 @@ DedupClient *dedup_client_get(const char *path, DedupStoreKind kind,
 
 /*
  * No request is in flight.  When the last one puts it, the connection ends, at
- * once, whatever the daemon does.  But if a guest may still map frames of a
- * Linux store, it goes on, without anybody waiting for it, until none does: to
- * say what of them is not used any more, to this daemon and to the next ones.
+ * once, whatever the daemon does.  But if a guest may still have frames, it
+ * goes on, without anybody waiting for it, until none has: to say what of them
+ * is not used any more, to this daemon and, on Linux, to the next ones.
  * The daemon keeps what is held until the process is gone, or says so.
  */
 void dedup_client_put(DedupClient *c);
