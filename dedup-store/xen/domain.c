@@ -46,17 +46,27 @@ void xen_host_close(XenHost *h)
     }
 }
 
-static bool get_info(const XenStoreDomain *d, xc_domaininfo_t *info)
+/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
+static int get_info(const XenStoreDomain *d, xc_domaininfo_t *info)
 {
-    return xc_domain_getinfolist(d->host->xc, d->domid, 1, info) == 1 &&
-           info->domain == d->domid;
+    int n = xc_domain_getinfolist(d->host->xc, d->domid, 1, info);
+
+    return n == 1 ? info->domain == d->domid : n;
 }
 
 bool xen_store_domain_is_there(const XenStoreDomain *d)
 {
     xc_domaininfo_t info;
 
-    return get_info(d, &info) && !(info.flags & XEN_DOMINF_dying);
+    return get_info(d, &info) == 1 && !(info.flags & XEN_DOMINF_dying);
+}
+
+bool xen_store_domain_is_gone(const XenStoreDomain *d)
+{
+    xc_domaininfo_t info;
+    int there = get_info(d, &info);
+
+    return there == 0 || (there == 1 && info.flags & XEN_DOMINF_dying);
 }
 
 /* --- pages ---------------------------------------------------------------- */
@@ -386,12 +396,12 @@ bool xen_store_domain_find(XenStoreDomain *d, XenHost *h, const char *group,
         }
         *d = (XenStoreDomain) { .host = h, .domid = info.domain };
         /* pinned first: then it stays the one that is looked at */
-        if (pin_domain(d) && get_info(d, &info) && is_that(&info, uuid)) {
+        if (pin_domain(d) && get_info(d, &info) == 1 && is_that(&info, uuid)) {
             set_name(d->domid, group, "-draining");
             return true;
         }
-        if (get_info(d, &info) && is_that(&info, uuid) && !info.tot_pages &&
-            !info.shr_pages) {
+        if (get_info(d, &info) == 1 && is_that(&info, uuid) &&
+            !info.tot_pages && !info.shr_pages) {
             destroy_domain(d);
         } else {
             xen_store_domain_leave(d);
@@ -403,10 +413,11 @@ bool xen_store_domain_find(XenStoreDomain *d, XenHost *h, const char *group,
 uint64_t xen_store_domain_count(const XenStoreDomain *d)
 {
     xc_domaininfo_t info;
+    int there = get_info(d, &info);
 
     /* shared pages are not its own: Xen counts them by themselves */
-    return get_info(d, &info) && info.tot_pages
-           ? info.tot_pages + info.shr_pages - 1 : 0;
+    return there < 0 ? UINT32_MAX :
+           there && info.tot_pages ? info.tot_pages + info.shr_pages - 1 : 0;
 }
 
 /* --- draining ------------------------------------------------------------- */
@@ -445,7 +456,7 @@ void xen_store_domain_drain(XenStoreDomain *d, uint64_t *left, const bool *stop)
     xen_pfn_t gfn, last;
 
     *left = want;
-    if (!xen_store_domain_is_there(d)) {
+    if (xen_store_domain_is_gone(d)) {
         xen_store_domain_leave(d);
         *left = 0;
         return;

@@ -72,12 +72,14 @@ bool xen_store_domain_find(XenStoreDomain *d, XenHost *h, const char *group,
                            const uint8_t uuid[16], uint32_t *domid);
 
 /*
- * Is it there, and not ending?  Somebody may have destroyed it: pages of a
- * domain that ends must not be unshared, which would bring Xen down.
+ * Does Xen say that it is there, and not ending?  Somebody may have destroyed
+ * it: pages of a domain that ends must not be unshared, which would bring Xen
+ * down.  Or does Xen say that it is gone, or ending?  It may say neither.
  */
 bool xen_store_domain_is_there(const XenStoreDomain *d);
+bool xen_store_domain_is_gone(const XenStoreDomain *d);
 
-/* Frames that the domain has, as Xen says. */
+/* Frames that the domain has; UINT32_MAX if Xen does not say. */
 uint64_t xen_store_domain_count(const XenStoreDomain *d);
 
 /*

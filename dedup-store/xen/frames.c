@@ -419,7 +419,7 @@ static bool xen_are_lost(void *opaque)
     XenFrames *f = opaque;
 
     QEMU_LOCK_GUARD(&f->lock);
-    return !xen_store_domain_is_there(&f->domain);
+    return xen_store_domain_is_gone(&f->domain);
 }
 
 const FramesOps frames_xen = {

@@ -25,7 +25,8 @@
  *   had to split it and could not.  Where the guest can make large mappings it
  *   is paused from the split to the nomination.
  * - No page is left nominated that was not shared: if its domain dies while
- *   somebody maps it, Xen crashes.
+ *   somebody maps it, Xen crashes.  But once Xen destroys the guest, none is
+ *   made private: Xen crashes, too.
  * - Nothing is nominated while Xen is short of memory: it would crash where it
  *   found none.
  * - Whatever fails, the page stays the guest's own RAM, and is read in the
@@ -208,7 +209,7 @@ static unsigned nominate(XenGuest *s, Page *pages, unsigned n,
                          Page *undecided, unsigned *nundecided)
 {
     XenCalls *c = &s->calls;
-    unsigned i, kept = 0;
+    unsigned i, kept = 0, changed = 0;
 
     for (i = 0; i < n; i++) {
         xen_calls_nominate(c, xen_domid, pages[i].give->dest.gfn);
@@ -218,11 +219,17 @@ static unsigned nominate(XenGuest *s, Page *pages, unsigned n,
     for (i = 0; i < n; i++) {
         pages[i].handle = xen_calls_handle(c, 2 * i);
         s->counters.fresh_hypercalls += pages[i].given_before ? 0 : 2;
+        changed += c->rc[2 * i + 1] == -EINVAL;
         if (can_share_onto(&pages[i], c->rc[2 * i], c->rc[2 * i + 1])) {
             pages[kept++] = pages[i];
         } else if (pages[i].give->result == DEDUP_FAILED) {
             undecided[(*nundecided)++] = pages[i];
         }
+    }
+    if (changed) {
+        /* by the guest; or that is being destroyed, which all are to know */
+        xen_memshr_count_calls(s, 1, 1);
+        xen_memshr_guest_is_ending();
     }
     return kept;
 }
@@ -257,13 +264,21 @@ static void share(XenGuest *s, DedupStore *store, const Page *pages,
 }
 
 /*
- * Pages that were nominated, and may be shared or not: none stays so.  If that
- * fails for want of memory, a page is read in the ordinary way all the same.
+ * Pages that were nominated, and may be shared or not: none stays so, unless
+ * the guest is being destroyed.  If that fails for want of memory, a page is
+ * read in the ordinary way all the same.
  */
 static void undo(XenGuest *s, Page *pages, unsigned n)
 {
     bool all[DEDUP_BATCH];
 
+    if (!n) {
+        return;
+    }
+    xen_memshr_count_calls(s, 1, 1);
+    if (xen_memshr_guest_is_ending()) {
+        return;
+    }
     memset(all, true, sizeof(all));
     make_private(s, pages, all, n);
 }

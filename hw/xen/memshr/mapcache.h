@@ -9,13 +9,26 @@
 #ifndef HW_XEN_MEMSHR_MAPCACHE_H
 #define HW_XEN_MEMSHR_MAPCACHE_H
 
-/* --- gfn.c, for the map cache -------------------------------------------- */
+/* --- gfn.c and store.c, for the map cache --------------------------------- */
 
 /* Has this process ever given a frame to @gfn?  A hint. */
 #ifdef CONFIG_DEDUP_SHARE
 bool xen_memshr_gfn_given(uint64_t gfn);
+
+/*
+ * Ask Xen whether it destroys the guest.  It then refuses to share, but not to
+ * make a page private, and that of a page that is nominated brings the host
+ * down.  Nothing is to be done about these: Xen takes them apart itself.  Any
+ * thread.
+ */
+bool xen_memshr_guest_is_ending(void);
 #else
 static inline bool xen_memshr_gfn_given(uint64_t gfn)
+{
+    return false;
+}
+
+static inline bool xen_memshr_guest_is_ending(void)
 {
     return false;
 }

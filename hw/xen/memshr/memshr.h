@@ -45,6 +45,8 @@ typedef struct XenGuest {
     uint64_t max_gfn;           /* of a guest whose memory QEMU does not know */
 
     MemoryListener listener;    /* main loop */
+
+    bool is_ending;             /* atomic: Xen was seen to destroy it */
 } XenGuest;
 
 /* There is one once a store has been found to work.  Any thread. */

@@ -17,6 +17,7 @@
 #include "exec/address-spaces.h"
 #include "exec/memory.h"
 #include "hw/qdev-core.h"
+#include "hw/xen/dedup-share-disk.h"
 #include "hw/xen/xen_native.h"
 #include "qapi/error.h"
 #include "qemu/lockable.h"
@@ -68,6 +69,25 @@ bool xen_memshr_guest_open(Error **errp)
     g_clear_pointer(&guest.fmem, xenforeignmemory_close);
     g_clear_pointer(&guest.xc, xc_interface_close);
     return false;
+}
+
+bool xen_memshr_guest_is_ending(void)
+{
+    xc_domaininfo_t info;
+    int there;
+
+    if (!qatomic_read(&guest.is_ending)) {
+        there = xen_memshr_domain_info(guest.xc, xen_domid, &info);
+        if (there == 0 || (there == 1 && info.flags & XEN_DOMINF_dying)) {
+            qatomic_set(&guest.is_ending, true);
+        }
+    }
+    return qatomic_read(&guest.is_ending);
+}
+
+bool dedup_share_guest_is_ending(void)
+{
+    return qatomic_read(&guest.is_ending);
 }
 
 /* --- stores --------------------------------------------------------------- */

@@ -31,6 +31,12 @@ bool dedup_share_disk_insert(BlockBackend *blk, DedupShareDisk *disk,
 /* Undo that.  Nothing of the disk may be in flight.  Main loop. */
 void dedup_share_disk_remove(DedupShareDisk *disk);
 
+/*
+ * Was the guest seen to be destroyed while a page was given to it?  Then its
+ * memory is not to be touched any more.  Any thread.
+ */
+bool dedup_share_guest_is_ending(void);
+
 /* Inserted into xen-block.c. */
 #ifdef CONFIG_DEDUP_SHARE
 #define DEDUP_SHARE_DISK_REALIZE(props, errp)                           \

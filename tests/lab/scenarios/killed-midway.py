@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A device model, or the daemon, is killed at each step of a read."""
+"""A device model, the daemon, or a guest ends at each step of a read."""
 import signal
+import time
 
 import faults as f
 from dedup import Change
@@ -49,9 +50,30 @@ def run(lab):
         two.expect_blocks(GFNS, MISS + i * N, "a guest that came later")
         lab.equal(two.shared(), N, "it shares")
     two.destroy()               # its frames would keep the old store domain
+    destroy(lab)
     lab.end_stores()
     for i, step in enumerate(STORE_STEPS):
         kill_store(lab, one, MISS + 1000 + i * N, *step)
+
+
+def destroy(lab):
+    """The guest is destroyed between nominating and sharing.
+
+    To make its pages private then brings Xen down, until it has taken all of
+    them from the guest.
+    """
+    broken = Faults("ending")
+    victim = lab.tiny("ending", faults=broken)
+    victim.start()
+    broken.set((f.SHARE, {"delay_ms": 3000, "count": 1}), (f.PRIVATE, {}))
+    victim.start_read(100 * 8, pages_of(GFNS))
+    lab.eventually(lambda: broken.done()[0], "it is there")
+    before = broken.done()[1]
+    lab.check(before, "a large mapping was split")
+    lab.xen.destroy(victim.domid)
+    time.sleep(5)
+    lab.equal(broken.done()[1], before, "no page is made private any more")
+    victim.destroy()
 
 
 def kill_store(lab, one, block, what, kind):
