@@ -161,7 +161,7 @@ static bool has_message(int fd)
     };
     int on = 1;
 
-    /* who has sent it is told of each message, and of the end it is not */
+    /* with each message comes who has sent it; with the end comes nothing */
     setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
     return recvmsg(fd, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC) < 0 ||
            msg.msg_controllen;
