@@ -51,6 +51,25 @@ static size_t guest_size;
 
 /* --- the store daemon ----------------------------------------------------- */
 
+/*
+ * To a virtual machine that has not used it for some time, its host gives free
+ * memory a page at a time, with a fault for each: as long as that takes, nobody
+ * is measured.  The kernel takes what was freed last.
+ */
+#define WARM_SIZE (128 * MiB)
+
+static void warm_memory(void)
+{
+    int fd = memfd_create("warm", MFD_CLOEXEC);
+    g_autofree uint8_t *buf = g_malloc0(MiB);
+    size_t i;
+
+    for (i = 0; i < WARM_SIZE; i += MiB) {
+        g_assert_cmpint(write(fd, buf, MiB), ==, MiB);
+    }
+    close(fd);
+}
+
 static GPid daemon_pid;         /* 0: none runs */
 static unsigned clients = 1;    /* that it works for at the same time */
 
@@ -59,6 +78,7 @@ static void daemon_begin(void)
     const char *socket = getenv("DEDUP_SOCKET");
 
     if (socket) {
+        warm_memory();
         daemon_pid = dedup_daemon_start(socket, getenv("DEDUP_SIZE"));
     }
 }
@@ -69,23 +89,6 @@ static void daemon_end(void)
         dedup_daemon_end(daemon_pid, getenv("DEDUP_SOCKET"), SIGKILL);
         daemon_pid = 0;
     }
-}
-
-/*
- * To a virtual machine that has not used it for some time, its host gives free
- * memory a page at a time, with a fault for each: as long as that takes, nobody
- * is measured.  The kernel takes what was freed last.
- */
-static void warm_memory(size_t size)
-{
-    int fd = memfd_create("warm", MFD_CLOEXEC);
-    g_autofree uint8_t *buf = g_malloc0(MiB);
-    size_t i;
-
-    for (i = 0; i < size; i += MiB) {
-        g_assert_cmpint(write(fd, buf, MiB), ==, MiB);
-    }
-    close(fd);
 }
 
 static void init(size_t size)
@@ -325,7 +328,6 @@ static void bench_io(int argc, char **argv)
         j = (i / n + i) % n;                    /* another is the first */
         r.target = &t[j];
         if (miss) {
-            warm_memory(MIN(2 * image, 256 * MiB));
             daemon_begin();
             target_open(&t[j], unique);
         }
