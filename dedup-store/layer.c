@@ -180,8 +180,11 @@ static void decide(Layers *l, Layer *layer)
     qemu_cond_broadcast(&l->decided);
 }
 
-/* Look at all layers; returns if leases have been broken by others. */
-static bool look_at_all(Layers *l)
+/*
+ * Look at all layers.  Who is told that others have broken a lease is noted
+ * before anybody finds the layer without one.
+ */
+static void look_at_all(Layers *l)
 {
     Layer *layer, *next;
     bool broken = false;
@@ -201,7 +204,9 @@ static bool look_at_all(Layers *l)
             remove_layer(l, layer);
         }
     }
-    return broken;
+    if (broken) {
+        l->changed();
+    }
 }
 
 static void *lease_thread(void *opaque)
@@ -213,9 +218,7 @@ static void *lease_thread(void *opaque)
     sigemptyset(&set);
     sigaddset(&set, SIGIO);     /* it is blocked everywhere */
     while (!qatomic_read(&l->stop)) {
-        if (look_at_all(l)) {
-            l->changed();
-        }
+        look_at_all(l);
         sigtimedwait(&set, NULL, &tick);
     }
     return NULL;

@@ -66,7 +66,7 @@ typedef struct Layer {
 
 typedef struct Layers Layers;
 
-/* The lease thread calls @changed, without a lock, when leases have broken. */
+/* The lease thread calls @changed, with the lock, when leases have broken. */
 Layers *layers_new(Store *s, unsigned idle_seconds, void (*changed)(void));
 /* Give all leases back: nothing has one any more. */
 void layers_end(Layers *l);

@@ -280,17 +280,21 @@ static void mind_size(void)
 static void mind_memory(void)
 {
     bool reclaims, is_short;
+    unsigned idle;
 
     WITH_QEMU_LOCK_GUARD(&server.lock) {
         reclaims = g_get_monotonic_time() < server.reclaim_until;
     }
     is_short = !reclaims && frames_are_short(&server.store->frames);
+    WITH_QEMU_LOCK_GUARD(&server.store->lock) {
+        idle = server.store->nidle;
+    }
     QEMU_LOCK_GUARD(&server.lock);
     if (reclaims) {
         start_drop(UINT_MAX);
     } else if (is_short) {
         /* an eighth of what is idle; more in a second, if that is not enough */
-        start_drop(server.store->nidle / 8 + 1);
+        start_drop(idle / 8 + 1);
     }
 }
 
@@ -313,13 +317,12 @@ static gboolean on_second(gpointer opaque)
     return G_SOURCE_CONTINUE;
 }
 
-/* Leases have broken: who had the layers is told. */
+/* Leases have broken: who had the layers is told.  With the lock held. */
 static void leases_changed(void)
 {
     Client *c;
     unsigned i;
 
-    QEMU_LOCK_GUARD(&server.store->lock);
     QTAILQ_FOREACH(c, &server.clients, next) {
         for (i = 0; i < DEDUP_LIMIT_LAYERS; i++) {
             ClientLayer *cl = &c->layers[i];
