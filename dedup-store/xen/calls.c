@@ -16,6 +16,15 @@
                                    sizeof(xen_mem_sharing_op_t)))
 #define BUF_PAGES DIV_ROUND_UP(BUF_SIZE, XC_PAGE_SIZE)
 
+int xen_get_domain_info(xc_interface *xc, uint32_t domid,
+                        xc_domaininfo_t *info)
+{
+    /* the first domain from domid on */
+    int n = xc_domain_getinfolist(xc, domid, 1, info);
+
+    return n == 1 ? info->domain == domid : n;
+}
+
 bool xen_get_spare_pages(xc_interface *xc, int64_t *spare, uint64_t *total)
 {
     xc_physinfo_t info = { 0 };

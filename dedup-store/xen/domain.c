@@ -46,12 +46,9 @@ void xen_host_close(XenHost *h)
     }
 }
 
-/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
 static int get_info(const XenStoreDomain *d, xc_domaininfo_t *info)
 {
-    int n = xc_domain_getinfolist(d->host->xc, d->domid, 1, info);
-
-    return n == 1 ? info->domain == d->domid : n;
+    return xen_get_domain_info(d->host->xc, d->domid, info);
 }
 
 bool xen_store_domain_is_there(const XenStoreDomain *d)

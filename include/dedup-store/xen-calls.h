@@ -29,6 +29,12 @@ static inline uint64_t xen_store_gfn(uint32_t slot)
     return XEN_STORE_GFN_BASE + slot;
 }
 
+/* --- domains -------------------------------------------------------------- */
+
+/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
+int xen_get_domain_info(xc_interface *xc, uint32_t domid,
+                        xc_domaininfo_t *info);
+
 /* --- Xen's memory --------------------------------------------------------- */
 
 /*

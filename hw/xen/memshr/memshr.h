@@ -90,10 +90,6 @@ void xen_memshr_take_back(DedupStore *store, DedupGive *gives, unsigned n);
 bool xen_memshr_held(const DedupDest *dest);
 void xen_memshr_let_go(const DedupDest *dest);
 
-/* 1: *info is set; 0: there is no such domain; -1: Xen did not say. */
-int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
-                           xc_domaininfo_t *info);
-
 /* --- gfn.c: what this process knows of its guest's gfns ------------------ */
 
 /*

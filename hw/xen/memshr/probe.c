@@ -15,15 +15,6 @@
 #define LEAF_1_ECX_VMX          (1U << 5)
 #define LEAF_80000001_ECX_SVM   (1U << 2)
 
-int xen_memshr_domain_info(xc_interface *xc, uint32_t domid,
-                           xc_domaininfo_t *info)
-{
-    /* the first domain from domid on */
-    int n = xc_domain_getinfolist(xc, domid, 1, info);
-
-    return n == 1 ? info->domain == domid : n;
-}
-
 static void explain_control(int err, Error **errp)
 {
     switch (err) {
@@ -115,7 +106,7 @@ static bool probe_domain(xc_interface *xc, Error **errp)
 {
     xc_domaininfo_t info;
 
-    if (xen_memshr_domain_info(xc, xen_domid, &info) != 1) {
+    if (xen_get_domain_info(xc, xen_domid, &info) != 1) {
         error_setg(errp, "store: there is no domain %u", xen_domid);
     } else if (!(info.flags & XEN_DOMINF_hvm_guest)) {
         error_setg(errp, "store: domain %u is a PV guest; only the memory of "

@@ -77,7 +77,7 @@ bool xen_memshr_guest_is_ending(void)
     int there;
 
     if (!qatomic_read(&guest.is_ending)) {
-        there = xen_memshr_domain_info(guest.xc, xen_domid, &info);
+        there = xen_get_domain_info(guest.xc, xen_domid, &info);
         if (there == 0 || (there == 1 && info.flags & XEN_DOMINF_dying)) {
             qatomic_set(&guest.is_ending, true);
         }
@@ -97,7 +97,7 @@ static bool is_store_domain(uint32_t domid)
 {
     xc_domaininfo_t info;
 
-    return xen_memshr_domain_info(guest.xc, domid, &info) == 1 &&
+    return xen_get_domain_info(guest.xc, domid, &info) == 1 &&
            info.flags & XEN_DOMINF_hvm_guest &&
            info.flags & XEN_DOMINF_xs_domain &&
            !(info.flags & XEN_DOMINF_dying);
